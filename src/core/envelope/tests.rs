@@ -1,0 +1,1 @@
+//! Property tests of seal and open (in progress).

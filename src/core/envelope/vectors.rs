@@ -1,0 +1,1 @@
+//! Wycheproof vectors (in progress).
