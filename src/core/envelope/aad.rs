@@ -137,3 +137,118 @@ impl SecretAad<'_> {
         ])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Reads an encoding back. That this is possible for every input is the proof that no two inputs share one.
+    fn decode(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        fn number(bytes: &mut &[u8]) -> usize {
+            u64::from_le_bytes(*bytes.split_off(..8).unwrap().as_array().unwrap()) as usize
+        }
+        let count = number(&mut bytes);
+        let fields = (0..count).map(|_| {
+            let len = number(&mut bytes);
+            bytes.split_off(..len).unwrap().to_vec()
+        });
+        let fields: Vec<_> = fields.collect();
+        assert!(bytes.is_empty());
+        fields
+    }
+
+    fn purposes() -> impl Strategy<Value = Purpose> {
+        prop::sample::select(&Purpose::ALL[..])
+    }
+
+    /// Few distinct bytes and short fields, some of which look like a length prefix: near collisions are common.
+    fn fields() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let byte = prop::sample::select(vec![0u8, 1, 8, b'a']);
+        let tricky = prop_oneof![
+            prop::collection::vec(byte, 0..4),
+            (0..3u64).prop_map(|n| n.to_le_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..40),
+        ];
+        prop::collection::vec(tricky, 0..5)
+    }
+
+    fn encode(purpose: Purpose, fields: &[Vec<u8>]) -> Vec<u8> {
+        let fields: Vec<&[u8]> = fields.iter().map(Vec::as_slice).collect();
+        Aad::encode(purpose, &fields).as_bytes().to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn encodings_read_back(purpose in purposes(), fields in fields()) {
+            let mut expected = vec![b"hyperion_vault\x01".to_vec(), purpose.as_str().into()];
+            expected.extend(fields.iter().cloned());
+            prop_assert_eq!(decode(&encode(purpose, &fields)), expected);
+        }
+
+        #[test]
+        fn distinct_inputs_have_distinct_encodings(a in (purposes(), fields()), b in (purposes(), fields())) {
+            prop_assert_eq!(encode(a.0, &a.1) == encode(b.0, &b.1), a == b);
+        }
+
+        /// The same bytes, cut into fields elsewhere.
+        #[test]
+        fn moved_borders_change_the_encoding(
+            bytes in prop::collection::vec(any::<u8>(), 0..60), a in 0..60usize, b in 0..60usize,
+        ) {
+            let (a, b) = (a.min(bytes.len()), b.min(bytes.len()));
+            let cut = |at: usize| vec![bytes[..at].to_vec(), bytes[at..].to_vec()];
+            let encoded = |at| encode(Purpose::SecretValue, &cut(at));
+            prop_assert_eq!(encoded(a) == encoded(b), a == b);
+            prop_assert_ne!(encoded(a), encode(Purpose::SecretValue, std::slice::from_ref(&bytes)));
+        }
+
+        #[test]
+        fn secret_places_read_back(
+            vault: [u8; 16], secret: [u8; 16], name in ".{0,300}", version: u32,
+            format in prop::sample::select(&Format::ALL[..]),
+        ) {
+            let aad = SecretAad { vault: Id(vault), secret: Id(secret), name: &name, version, format };
+            let encoded = aad.encode();
+            let fields = decode(encoded.as_bytes());
+            prop_assert_eq!(fields.len(), 7);
+            prop_assert_eq!(&fields[1], b"secret-value");
+            prop_assert_eq!(&fields[2], &vault);
+            prop_assert_eq!(&fields[3], &secret);
+            prop_assert_eq!(&fields[4], name.as_bytes());
+            prop_assert_eq!(&fields[5], &version.to_le_bytes());
+            prop_assert_eq!(&fields[6], &[format.code()]);
+            let mut out = b"kept".to_vec();
+            aad.encode_into(&mut out);
+            prop_assert_eq!(&out[..4], b"kept");
+            prop_assert_eq!(&out[4..], encoded.as_bytes());
+        }
+    }
+
+    /// Stack or heap, and wherever the border between them falls, the bytes are the same.
+    #[test]
+    fn spilling_changes_nothing() {
+        let mut spilled = HashSet::new();
+        for len in 0..1100 {
+            let field: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            for fields in [vec![&field[..], b"tail"], vec![b"head", &field]] {
+                let aad = Aad::encode(Purpose::SecretDek, &fields);
+                spilled.insert(!aad.spilled.is_empty());
+                let mut expected = Vec::new();
+                write(Purpose::SecretDek, &fields, |bytes| expected.extend_from_slice(bytes));
+                assert_eq!(aad.as_bytes(), expected, "{len}");
+                assert_eq!(aad.spilled.is_empty(), expected.len() <= INLINE, "{len}");
+            }
+        }
+        assert_eq!(spilled.len(), 2);
+    }
+
+    #[test]
+    fn purposes_have_distinct_labels() {
+        let labels: HashSet<_> = Purpose::ALL.map(Purpose::as_str).into();
+        assert_eq!(labels.len(), Purpose::ALL.len());
+    }
+}

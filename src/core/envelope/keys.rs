@@ -194,3 +194,128 @@ pub fn constant_time_eq(stored: &[u8], candidate: &[u8]) -> bool {
     let against = [candidate, stored][usize::from(same_len.unwrap_u8())];
     bool::from(against.ct_eq(candidate) & same_len)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::marker::PhantomData;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_thirty_two_bytes_and_not_zero() {
+        for len in (0..100).filter(|len| *len != KEY_LEN) {
+            assert_eq!(Dek::from_slice(&vec![7; len]).unwrap_err(), CryptoError::InvalidKey, "{len}");
+            assert_eq!(MasterKey::from_slice(&vec![7; len]).unwrap_err(), CryptoError::InvalidKey, "{len}");
+        }
+        assert_eq!(Dek::from_slice(&[0; KEY_LEN]).unwrap_err(), CryptoError::InvalidKey);
+        assert_eq!(MasterKey::from_slice(&[0; KEY_LEN]).unwrap_err(), CryptoError::InvalidKey);
+        assert_eq!(Dek::fill(|_| Ok(())).unwrap_err(), CryptoError::InvalidKey);
+        assert_eq!(Dek::fill(|_| Err(CryptoError::Rng)).unwrap_err(), CryptoError::Rng);
+        for at in 0..KEY_LEN {
+            let mut bytes = [0; KEY_LEN];
+            bytes[at] = 1;
+            assert_eq!(Dek::from_slice(&bytes).unwrap().as_bytes(), &bytes);
+            assert_eq!(AeadKey::as_bytes(&MasterKey::from_slice(&bytes).unwrap()), &bytes);
+        }
+    }
+
+    #[test]
+    fn generated_keys_differ() {
+        assert_ne!(Dek::generate().unwrap().as_bytes(), Dek::generate().unwrap().as_bytes());
+        let (a, b) = (MasterKey::generate().unwrap(), MasterKey::generate().unwrap());
+        assert_ne!(a.0.0, b.0.0);
+        assert_ne!(a.fingerprint(), b.fingerprint());
+        assert_eq!(a.fingerprint(), MasterKey::from_slice(&a.0.0).unwrap().fingerprint());
+    }
+
+    #[test]
+    fn debug_prints_the_kind_alone() {
+        // Test constants. Equal bytes, so that any leak in any radix would repeat one number.
+        let dek = Dek::from_slice(&[0x5a; KEY_LEN]).unwrap();
+        let master = MasterKey::from_slice(&[0x5a; KEY_LEN]).unwrap();
+        let value = Plaintext::new(b"hunter2".to_vec());
+        assert_eq!(format!("{dek:?} {dek:#?} {dek:02x?}"), "Dek(..) Dek(..) Dek(..)");
+        assert_eq!(format!("{master:?} {master:#?}"), "MasterKey(..) MasterKey(..)");
+        assert_eq!(format!("{value:?} {value:#?}"), "Plaintext(..) Plaintext(..)");
+        // What an unwrap of a Result would put into a panic message.
+        assert_eq!(format!("{:?}", Err::<(), _>((dek, master, value))).matches("(..)").count(), 3);
+    }
+
+    /// Whether `T` has a trait, answered at compile time: the inherent constant exists only under its bound and
+    /// then hides the trait's.
+    struct Has<T>(PhantomData<T>);
+    trait Not {
+        const CLONE: bool = false;
+        const DISPLAY: bool = false;
+        const EQ: bool = false;
+        const WIPED: bool = false;
+    }
+    impl<T> Not for Has<T> {}
+    impl<T: Clone> Has<T> {
+        const CLONE: bool = true;
+    }
+    impl<T: fmt::Display> Has<T> {
+        const DISPLAY: bool = true;
+    }
+    impl<T: PartialEq> Has<T> {
+        const EQ: bool = true;
+    }
+    impl<T: ZeroizeOnDrop> Has<T> {
+        const WIPED: bool = true;
+    }
+
+    macro_rules! traits {
+        ($t:ty) => {
+            [Has::<$t>::CLONE, Has::<$t>::DISPLAY, Has::<$t>::EQ, Has::<$t>::WIPED]
+        };
+    }
+
+    /// Safe code cannot look at memory after a drop; it can ask whether there is a drop, and that it wipes.
+    #[test]
+    fn secret_types_are_wiped_and_nothing_more() {
+        assert_eq!(traits!(String), [true, true, true, false], "the control");
+        assert_eq!(traits!(Dek), [false, false, false, true]);
+        assert_eq!(traits!(MasterKey), [false, false, false, true]);
+        assert_eq!(traits!(Plaintext), [false, false, false, true]);
+        assert!(std::mem::needs_drop::<KeyBytes>());
+        assert!(std::mem::needs_drop::<Dek>());
+        assert!(std::mem::needs_drop::<MasterKey>());
+    }
+
+    #[test]
+    fn plaintext_gives_text_only_if_it_is() {
+        assert_eq!(Plaintext::new("gr\u{fc}n".into()).as_str(), Ok("gr\u{fc}n"));
+        assert_eq!(Plaintext::new(vec![b'a', 0xff]).as_str(), Err(CryptoError::Unauthenticated));
+        let empty = Plaintext::new(Vec::new());
+        assert!(empty.is_empty());
+        assert_eq!((empty.len(), empty.as_bytes(), empty.as_str()), (0, &[][..], Ok("")));
+    }
+
+    proptest! {
+        #[test]
+        fn constant_time_eq_is_eq(
+            a in prop::collection::vec(any::<u8>(), 0..80),
+            b in prop::collection::vec(any::<u8>(), 0..80),
+            at in 0..80usize,
+            bit in 0..8u32,
+        ) {
+            prop_assert_eq!(constant_time_eq(&a, &b), a == b);
+            prop_assert!(constant_time_eq(&a, &a.clone()));
+            let longer = [&a[..], &[0]].concat();
+            prop_assert!(!constant_time_eq(&a, &longer));
+            prop_assert!(!constant_time_eq(&longer, &a));
+            let mut flipped = longer.clone();
+            flipped[at % longer.len()] ^= 1 << bit;
+            prop_assert!(!constant_time_eq(&longer, &flipped));
+        }
+    }
+
+    #[test]
+    fn constant_time_eq_knows_nothing_from_something() {
+        assert!(constant_time_eq(b"", b""));
+        assert!(!constant_time_eq(b"", b"a"));
+        assert!(!constant_time_eq(b"a", b""));
+    }
+}
