@@ -1,1 +1,3 @@
-//! (in progress)
+//! Integration tests: each test starts its own throw-away cluster. See tests/support for what they stand on.
+
+mod harness;
