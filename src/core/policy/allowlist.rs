@@ -161,8 +161,8 @@ pub fn parse_network(item: &str) -> Result<IpNet, InvalidArgument> {
     Ok(unmapped(net))
 }
 
-const WHAT_TO_WRITE: &str =
-    "Use IP addresses, networks such as 10.0.0.0/8, \"local\", \"internal\" or \"internal:worker type\".";
+const WHAT_TO_WRITE: &str = "Use IP addresses, networks such as 10.0.0.0/8 (0.0.0.0/0 and ::/0 admit every address), \
+                             \"local\", \"internal\" or \"internal:worker type\".";
 
 fn refused(item: &str) -> InvalidArgument {
     InvalidArgument::new(format!("invalid item {} in address list", quoted(item)))
@@ -258,3 +258,6 @@ fn covers<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
     let after = ranges.partition_point(|&(start, _)| start <= address);
     after > 0 && address <= ranges[after - 1].1
 }
+
+#[cfg(test)]
+mod tests;

@@ -327,3 +327,6 @@ impl<F: FnMut(&mut [u8]) -> Result<(), RandomUnavailable>> Bytes<F> {
         Ok(byte)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,3 +140,148 @@ fn at_most(what: &str, len: usize, max: usize) -> Result<(), InvalidArgument> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parts(months: i32, days: i32, micros: i64) -> IntervalParts {
+        IntervalParts { months, days, micros }
+    }
+
+    fn message<T: std::fmt::Debug>(result: Result<T, InvalidArgument>) -> String {
+        result.unwrap_err().message
+    }
+
+    #[test]
+    fn values() {
+        let max = 1024 * 1024;
+        let longest = "x".repeat(max);
+        assert_eq!(text_value("", max), Ok(()));
+        assert_eq!(text_value(&longest, max), Ok(()));
+        assert_eq!(binary_value(&[], max), Ok(()));
+        assert_eq!(binary_value(&[0, 255], max), Ok(()), "binary may hold zero bytes");
+        assert_eq!(message(text_value(&(longest.clone() + "x"), max)), "secret value is too long");
+        assert_eq!(message(binary_value((longest + "x").as_bytes(), max)), "secret value is too long");
+        assert_eq!(
+            message(text_value("é", 1)),
+            "secret value is too long",
+            "bytes are counted, not characters"
+        );
+        assert_eq!(message(text_value("a\0b", max)), "secret value must not contain a zero byte");
+        assert_eq!(binary_value(b"", 0), Ok(()));
+    }
+
+    #[test]
+    fn texts_beside_the_value() {
+        assert_eq!(username("app"), Ok(()));
+        assert_eq!(username(&"x".repeat(1024)), Ok(()));
+        assert_eq!(message(username("")), "username must not be empty");
+        assert_eq!(message(username(&"x".repeat(1025))), "username is too long");
+        for bad in ["a\0", "a\n", "\u{85}", "\u{202e}x"] {
+            assert_eq!(message(username(bad)), "username contains a control or invisible character");
+        }
+        assert_eq!(description(""), Ok(()));
+        assert_eq!(description("two\nlines\tand a tab"), Ok(()));
+        assert_eq!(description(&"x".repeat(4096)), Ok(()));
+        assert_eq!(message(description(&"x".repeat(4097))), "description is too long");
+        assert_eq!(message(description("\0")), "description must not contain a zero byte");
+    }
+
+    #[test]
+    fn metadata_is_an_object() {
+        for good in [
+            "{}",
+            " {\"a\": [1, null, {\"b\": \"c\"}]}",
+            "{\"n\": 1e400}",
+            "{\"n\": 123456789012345678901234567890}",
+        ] {
+            assert_eq!(metadata(good), Ok(()), "{good}");
+        }
+        for bad in ["", "null", "[]", "[{}]", "1", "\"{}\"", "{", "{}{}", "{\"a\"}", "{a: 1}", "{} x"] {
+            assert_eq!(message(metadata(bad)), "metadata must be a JSON object", "{bad}");
+        }
+        let object = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
+        assert_eq!(metadata(&object(65536)), Ok(()));
+        assert_eq!(message(metadata(&object(65537))), "metadata is too long");
+        // As deep as 64 KiB allow: neither a stack overflow nor a limit of its own below the server's.
+        let (open, close) = ("{\"a\":".repeat(10_000), "}".repeat(10_000));
+        assert_eq!(metadata(&format!("{open}1{close}")), Ok(()));
+        assert_eq!(message(metadata(&open)), "metadata must be a JSON object");
+    }
+
+    #[test]
+    fn counts() {
+        for (keep, expected) in
+            [(0, Some(0)), (5, Some(5)), (1000, Some(1000)), (1001, None), (-1, None), (i32::MIN, None)]
+        {
+            assert_eq!(keep_versions(keep).ok(), expected);
+        }
+        assert_eq!(
+            keep_versions(-1).unwrap_err().detail.as_deref(),
+            Some("It is -1; from 0 to 1000 is allowed.")
+        );
+    }
+
+    #[test]
+    fn intervals() {
+        const SECOND: i64 = 1_000_000;
+        assert_eq!(rotation_interval(parts(0, 0, SECOND)).map(Span::micros), Ok(SECOND));
+        assert_eq!(rotation_interval(parts(1, -29, 0)), rotation_interval(parts(0, 1, 0)));
+        assert_eq!(grace_period(parts(0, 0, 0)), Ok(Span::ZERO));
+        assert_eq!(recovery_window(parts(0, 0, 0)), Ok(Span::ZERO));
+        assert_eq!(rotation_interval(parts(0, 36_500, 0)), Ok(MAX_INTERVAL));
+        for (result, expected) in [
+            (rotation_interval(parts(0, 0, SECOND - 1)), "rotation_interval is too short"),
+            (rotation_interval(parts(0, 0, 0)), "rotation_interval is too short"),
+            (expires_in(parts(0, 0, 0)), "expires_in is too short"),
+            (rotation_interval(parts(0, 0, -SECOND)), "rotation_interval must not be negative"),
+            (grace_period(parts(0, 0, -1)), "grace_period must not be negative"),
+            (grace_period(parts(1, -31, 0)), "grace_period must not be negative"),
+            (recovery_window(parts(-1, 0, 0)), "recovery_window must not be negative"),
+            (grace_period(parts(0, 36_500, 1)), "grace_period is too long"),
+            (grace_period(parts(i32::MAX, i32::MAX, i64::MAX)), "grace_period is too long"),
+            (grace_period(parts(i32::MIN, i32::MIN, i64::MIN)), "grace_period must not be negative"),
+        ] {
+            assert_eq!(message(result), expected);
+        }
+    }
+
+    #[test]
+    fn errors_do_not_repeat_what_was_given() {
+        let canary = "hunter2";
+        for e in [
+            text_value("hunter2\0", 100).unwrap_err(),
+            text_value(canary, 3).unwrap_err(),
+            username("hunter2\n").unwrap_err(),
+            description("hunter2\0").unwrap_err(),
+            metadata("hunter2").unwrap_err(),
+            metadata("{\"hunter2\": }").unwrap_err(),
+        ] {
+            assert!(!format!("{e:?}").contains(canary), "{e:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn intervals_never_panic_and_stay_in_range(months: i32, days: i32, micros: i64) {
+            if let Ok(span) = rotation_interval(parts(months, days, micros)) {
+                prop_assert!(span >= MIN_ROTATION_INTERVAL && span <= MAX_INTERVAL);
+            }
+        }
+
+        #[test]
+        fn small_intervals_are_judged_by_their_sum(months in -3i32..3, days in -100i32..100, hours in -50i64..50) {
+            let micros = hours * 3_600_000_000;
+            let sum = (i64::from(months) * 30 + i64::from(days)) * 86_400_000_000 + micros;
+            prop_assert_eq!(grace_period(parts(months, days, micros)).ok().map(Span::micros), (sum >= 0).then_some(sum));
+        }
+
+        #[test]
+        fn metadata_never_panics(text in prop_oneof![any::<String>(), "[{}\\[\\]\",:a1 ]{0,30}"]) {
+            let parsed: Result<serde_json::Value, _> = serde_json::from_str(&text);
+            prop_assert_eq!(metadata(&text).is_ok(), parsed.is_ok_and(|v| v.is_object()));
+        }
+    }
+}
