@@ -1,0 +1,80 @@
+//! [`KeyProvider`]: what every key service must do, and the types its answers come in.
+//!
+//! Called on the tokio threads of the kms worker. The trap it avoids: an implementation that blocks its thread
+//! (file, DNS, lock). There are two threads for all calls; a provider does its slow work asynchronously and may be
+//! dropped at any await point, when the deadline passes or nobody waits any more.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use hyperion_vault_core::envelope::{Dek, DekContext};
+
+use crate::error::KmsError;
+
+/// A future that can be kept in a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A key service. Errors say by their kind whether a retry makes sense; retrying is the caller's task, never the
+/// provider's, so that one budget and one backoff hold for all.
+pub trait KeyProvider: Send + Sync {
+    /// The `hyperion_vault.kms_mode` that selects it.
+    fn name(&self) -> &'static str;
+
+    /// Makes a DEK and wraps it for this place.
+    fn generate_dek<'a>(&'a self, context: &'a DekContext) -> BoxFuture<'a, Result<GeneratedDek, KmsError>>;
+
+    /// Unwraps a DEK, if it was wrapped for this place by this key service.
+    fn unwrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        wrapped: &'a [u8],
+    ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>>;
+
+    /// The key that wraps now. Also the cheapest question that shows whether the service answers.
+    fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>>;
+}
+
+/// A DEK as the key service wrapped it: safe to store, opaque to everyone but its provider.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct WrappedDek(pub Vec<u8>);
+
+impl WrappedDek {
+    /// The bytes to store.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for WrappedDek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WrappedDek({} bytes)", self.0.len())
+    }
+}
+
+/// A fresh DEK and what has to be stored with what it seals.
+///
+/// The DEK is boxed because results travel through futures and a channel: moving the box moves a pointer, where
+/// moving the key would leave its bytes behind at each stop.
+#[derive(Debug)]
+pub struct GeneratedDek {
+    /// For the caller, once.
+    pub dek: Box<Dek>,
+    /// For the row.
+    pub wrapped: WrappedDek,
+    /// The wrapping key: `local:<fingerprint>` or a key ARN.
+    pub key_id: String,
+    /// Which material of that key, where the service rotates material under one id.
+    pub key_material_id: Option<String>,
+}
+
+/// The wrapping key as the service describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyDescription {
+    /// As in [`GeneratedDek::key_id`].
+    pub key_id: String,
+    /// As in [`GeneratedDek::key_material_id`].
+    pub key_material_id: Option<String>,
+    /// Whether it can wrap and unwrap now.
+    pub enabled: bool,
+}

@@ -1,0 +1,190 @@
+//! A provider that misbehaves on demand, around one that does not. Feature `testing` only: not in a release.
+//!
+//! Runs where providers run. Integration tests of the worker set it through one string:
+//!
+//! ```text
+//! delay_ms=500              every call takes that much longer
+//! fail=unreachable,times=3  the next 3 calls fail so (without times: all)
+//! panic=1                   the next call panics
+//! hang                      calls never end (hang=2: the next 2)
+//! ```
+//!
+//! The trap it avoids: a test that proves the fake. The real provider still does the work of every call that is
+//! not spoiled.
+
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use hyperion_vault_core::envelope::{Dek, DekContext};
+
+use crate::error::{ErrorKind, KmsError};
+use crate::provider::{BoxFuture, GeneratedDek, KeyDescription, KeyProvider};
+
+/// "All calls": more than any test makes.
+const ALL: u32 = u32::MAX;
+
+/// What to spoil.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Added to every call.
+    pub delay: Duration,
+    /// How calls fail, and how many.
+    pub fail: Option<(ErrorKind, u32)>,
+    /// How many calls panic.
+    pub panics: u32,
+    /// How many calls hang.
+    pub hangs: u32,
+}
+
+impl FromStr for Faults {
+    type Err = KmsError;
+
+    /// Comma-separated, as in the module's documentation; blanks around items are ignored. Unknown items are
+    /// errors: a misspelt fault would make a test pass for nothing.
+    fn from_str(text: &str) -> Result<Self, KmsError> {
+        let mut faults = Self::default();
+        let (mut fail, mut times) = (None, None);
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            let (name, value) = item.split_once('=').map_or((item, None), |(n, v)| (n, Some(v)));
+            let number = || value.and_then(|value| value.parse::<u32>().ok()).ok_or_else(|| bad(item));
+            match name {
+                "delay_ms" => faults.delay = Duration::from_millis(number()?.into()),
+                "fail" => fail = Some(value.and_then(ErrorKind::from_name).ok_or_else(|| bad(item))?),
+                "times" => times = Some(number()?),
+                "panic" => faults.panics = number()?,
+                "hang" => faults.hangs = if value.is_none() { ALL } else { number()? },
+                _ => return Err(bad(item)),
+            }
+        }
+        if times.is_some() && fail.is_none() {
+            return Err(bad("times without fail"));
+        }
+        faults.fail = fail.map(|kind| (kind, times.unwrap_or(ALL)));
+        Ok(faults)
+    }
+}
+
+fn bad(item: &str) -> KmsError {
+    KmsError::misconfigured("invalid fault list").with_detail(format!("Cannot use \"{item}\"."))
+}
+
+/// Decorates a provider with [`Faults`]. Counts start anew with each one, so with each reload.
+pub struct FaultyProvider<P: ?Sized> {
+    faults: Faults,
+    failures_left: AtomicU32,
+    panics_left: AtomicU32,
+    hangs_left: AtomicU32,
+    inner: std::sync::Arc<P>,
+}
+
+impl<P: KeyProvider + ?Sized> FaultyProvider<P> {
+    /// Spoils calls to `inner`.
+    pub fn new(inner: std::sync::Arc<P>, faults: Faults) -> Self {
+        Self {
+            faults,
+            failures_left: AtomicU32::new(faults.fail.map_or(0, |(_, times)| times)),
+            panics_left: AtomicU32::new(faults.panics),
+            hangs_left: AtomicU32::new(faults.hangs),
+            inner,
+        }
+    }
+
+    async fn spoil(&self) -> Result<(), KmsError> {
+        if !self.faults.delay.is_zero() {
+            tokio::time::sleep(self.faults.delay).await;
+        }
+        if take(&self.panics_left) {
+            panic!("panic asked for by a test");
+        }
+        if let Some((kind, _)) = self.faults.fail
+            && take(&self.failures_left)
+        {
+            return Err(KmsError::new(kind, format!("injected failure: {}", kind.as_str())));
+        }
+        if take(&self.hangs_left) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+/// Counts down to zero; at `ALL`, never. Relaxed: one counter, nothing is published through it.
+fn take(left: &AtomicU32) -> bool {
+    left.fetch_update(
+        Ordering::Relaxed,
+        Ordering::Relaxed,
+        |n| if n == ALL { Some(n) } else { n.checked_sub(1) },
+    )
+    .is_ok()
+}
+
+impl<P: KeyProvider + ?Sized> KeyProvider for FaultyProvider<P> {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn generate_dek<'a>(&'a self, context: &'a DekContext) -> BoxFuture<'a, Result<GeneratedDek, KmsError>> {
+        Box::pin(async move {
+            self.spoil().await?;
+            self.inner.generate_dek(context).await
+        })
+    }
+
+    fn unwrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        wrapped: &'a [u8],
+    ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>> {
+        Box::pin(async move {
+            self.spoil().await?;
+            self.inner.unwrap_dek(context, wrapped).await
+        })
+    }
+
+    fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>> {
+        Box::pin(async move {
+            self.spoil().await?;
+            self.inner.describe().await
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_what_it_documents() {
+        let faults: Faults = "delay_ms=500, fail=unreachable,times=3,panic=1,hang".parse().unwrap();
+        assert_eq!(
+            faults,
+            Faults {
+                delay: Duration::from_millis(500),
+                fail: Some((ErrorKind::Unreachable, 3)),
+                panics: 1,
+                hangs: ALL,
+            }
+        );
+        assert_eq!("".parse(), Ok(Faults::default()));
+        assert_eq!("fail=refused".parse::<Faults>().unwrap().fail, Some((ErrorKind::Refused, ALL)));
+        assert_eq!("hang=2".parse::<Faults>().unwrap().hangs, 2);
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        for bad in
+            ["delay", "delay_ms=", "delay_ms=x", "delay_ms=-1", "fail", "fail=no", "times=3", "panics=1"]
+        {
+            assert!(bad.parse::<Faults>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn counts_down_once_each() {
+        let left = AtomicU32::new(2);
+        assert_eq!([take(&left), take(&left), take(&left), take(&left)], [true, true, false, false]);
+        let all = AtomicU32::new(ALL);
+        assert!((0..1000).all(|_| take(&all)));
+    }
+}
