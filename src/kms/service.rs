@@ -36,7 +36,7 @@ pub const THREAD_NAME: &str = "hv-kms";
 const STOP: Duration = Duration::from_millis(500);
 
 /// Called after completions were queued, from any thread, to make the main thread look: writes an eventfd. Must
-/// not block, and may be called more often than there are completions.
+/// neither block nor panic, and may be called more often than there are completions.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What to ask the key service.
