@@ -1,0 +1,78 @@
+-- The main job of the vault, shown and checked: run by quickstart.sh with ON_ERROR_STOP, so that a result which is not
+-- what it should be ends the quickstart with an error. Roles change with \connect, as real clients would be different
+-- logins. Values are literals here because psql 15 has no bind parameters: an application binds them.
+\set expect 'SELECT CASE WHEN ok THEN ''as expected'' ELSE (''UNEXPECTED: '' || what)::int::text END AS "check" FROM'
+\pset footer off
+\pset null '(null)'
+
+\echo
+\echo '--- superuser: the extension, an application that reads, an operator who manages'
+\set ECHO queries
+CREATE EXTENSION hyperion_vault;
+CREATE ROLE app LOGIN IN ROLE vault_reader;
+CREATE ROLE ops LOGIN IN ROLE vault_admin;
+\set ECHO none
+\set app_password `grep ':app:' "$PGPASSFILE" | cut -d: -f5`
+\set ops_password `grep ':ops:' "$PGPASSFILE" | cut -d: -f5`
+ALTER ROLE app PASSWORD :'app_password';
+ALTER ROLE ops PASSWORD :'ops_password';
+\set value `head -c 18 /dev/urandom | od -An -vtx1 | tr -d ' \n'`
+
+\connect - ops
+\echo
+\echo '--- ops: a secret of his own choice, one that the vault generates and rotates, and what is there'
+\set ECHO queries
+SELECT name, kind, version FROM vault.create_secret(name => 'demo/db-password', value => :'value', description => 'typed in by an operator');
+SELECT name, kind, version FROM vault.create_secret(name => 'demo/api-token', kind => 'automatic',
+    rotation_interval => '30 days', grace_period => '1 hour', generator => '{"length": 32, "charset": "alphanumeric"}');
+SELECT name, kind, version, next_rotation_at::date, grace_period, kms_key_id FROM vault.list_secrets('demo/*');
+\set ECHO none
+
+\echo
+\echo '--- ops manages, but reads no value (an error is what should come)'
+\set ON_ERROR_STOP off
+\set ECHO queries
+SELECT vault.read_secret(name => 'demo/db-password');
+\set ECHO none
+\set read_state :SQLSTATE
+\set ON_ERROR_STOP on
+:expect (SELECT :'read_state' = '42501', 'ops could read') AS t(ok, what);
+
+\connect - app
+\echo
+\echo '--- app: reads it; a right and a wrong candidate'
+\set ECHO queries
+SELECT vault.read_secret(name => 'demo/db-password');
+SELECT valid, version FROM vault.verify(name => 'demo/db-password', candidate => :'value');
+SELECT valid, version FROM vault.verify(name => 'demo/db-password', candidate => 'a wild guess');
+\set ECHO none
+:expect (SELECT vault.read_secret(name => 'demo/db-password') = :'value', 'another value came back') AS t(ok, what);
+:expect (SELECT v.valid, 'the right candidate was refused' FROM vault.verify(name => 'demo/db-password', candidate => :'value') v) AS t(ok, what);
+:expect (SELECT NOT v.valid, 'a wrong candidate was accepted' FROM vault.verify(name => 'demo/db-password', candidate => 'a wild guess') v) AS t(ok, what);
+SELECT vault.read_secret(name => 'demo/api-token') AS before \gset
+
+\connect - ops
+\echo
+\echo '--- ops: rotates the automatic one; the value it had stays valid for its grace period'
+\set ECHO queries
+SELECT name, version FROM vault.rotate_secret(name => 'demo/api-token');
+SELECT version, state, expires_at FROM vault.list_versions(name => 'demo/api-token');
+\set ECHO none
+
+\connect - app
+\echo
+\echo '--- app: the new value, and the old one still accepted'
+\set ECHO queries
+SELECT name, version, value FROM vault.get_secret(name => 'demo/api-token');
+SELECT valid, version FROM vault.verify(name => 'demo/api-token', candidate => :'before');
+\set ECHO none
+:expect (SELECT g.value <> :'before' AND g.version = 2, 'rotation changed nothing' FROM vault.get_secret(name => 'demo/api-token') g) AS t(ok, what);
+:expect (SELECT v.valid AND v.version = 1, 'the old value is not accepted in its grace' FROM vault.verify(name => 'demo/api-token', candidate => :'before') v) AS t(ok, what);
+
+\connect - postgres
+\echo
+\echo '--- superuser: what is stored is sealed bytes'
+\set ECHO queries
+SELECT name, version, octet_length(sealed) AS bytes, left(encode(sealed, 'hex'), 48) || '...' AS sealed FROM vault.secrets ORDER BY name;
+\set ECHO none
+:expect (SELECT count(*) = 2 AND bool_and(position(convert_to(:'value', 'UTF8') IN s.sealed) = 0), 'the value is stored in the clear' FROM vault.secrets s) AS t(ok, what);
