@@ -137,7 +137,7 @@ impl State {
 pub struct Epoch(u32);
 
 impl Epoch {
-    const LIMIT: u64 = (1 << 24) - 1;
+    pub(super) const LIMIT: u64 = (1 << 24) - 1;
 
     /// The epoch of the `starts`-th worker start (a counter that only grows).
     pub const fn from_counter(starts: u64) -> Self {

@@ -40,6 +40,16 @@ struct Run {
     history: Vec<Seen>,
     replayed: usize,
     may_step: bool,
+    mark: Mark,
+}
+
+/// The latest [`mark`] a party passed. Two runs of one party that stand at equal labels and have seen the same since
+/// will do the same from here on.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Mark {
+    pub label: u64,
+    /// How much of the history came before.
+    pub from: usize,
 }
 
 struct Stop(Access);
@@ -50,13 +60,19 @@ thread_local! {
 
 /// Runs `party` from its start through the accesses of `history` and, if `advance`, one further access for real, which
 /// is appended to `history`. Assertions that fail in `party` panic through.
-pub(super) fn step<T>(history: &mut Vec<Seen>, advance: bool, party: impl FnOnce() -> T) -> Step<T> {
-    let run = Run { history: std::mem::take(history), replayed: 0, may_step: advance };
+pub(super) fn step<T>(
+    history: &mut Vec<Seen>,
+    mark: &mut Mark,
+    advance: bool,
+    party: impl FnOnce() -> T,
+) -> Step<T> {
+    let run = Run { history: std::mem::take(history), replayed: 0, may_step: advance, mark: Mark::default() };
     RUN.with_borrow_mut(|slot| *slot = Some(run));
     let outcome = catch_unwind(AssertUnwindSafe(party));
     if let Some(run) = RUN.with_borrow_mut(Option::take) {
         assert!(run.replayed >= run.history.len(), "a party did not repeat its own history");
         *history = run.history;
+        *mark = run.mark;
     }
     match outcome {
         Ok(value) => Step::Finished(value),
@@ -65,6 +81,15 @@ pub(super) fn step<T>(history: &mut Vec<Seen>, advance: bool, party: impl FnOnce
             Err(failure) => resume_unwind(failure),
         },
     }
+}
+
+/// Called by a party where all it remembers is in `label`: lets the search forget how it came here.
+pub(super) fn mark(label: u64) {
+    RUN.with_borrow_mut(|slot| {
+        if let Some(run) = slot {
+            run.mark = Mark { label, from: run.replayed };
+        }
+    });
 }
 
 fn access(addr: usize, kind: Kind, perform: impl Fn() -> Seen) -> Seen {
