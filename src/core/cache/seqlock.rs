@@ -60,6 +60,11 @@ impl Seqlock {
         }
         None
     }
+
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn current(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
 }
 
 /// A write in progress; ends when dropped.

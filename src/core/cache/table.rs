@@ -321,3 +321,21 @@ impl Set {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+impl Set {
+    /// Every word, in no order but that sequence and hand come first.
+    pub(super) fn dump(&self) -> Vec<u64> {
+        let entries = self.entries.iter();
+        let entries =
+            entries.flat_map(|entry| entry.digest.iter().chain(&entry.dek).chain([&entry.expires_at]));
+        let rest = [&self.hand, &self.referenced].into_iter().chain(&self._pad).chain(&self.tags);
+        let words = rest.chain(entries).chain(&self.stale_until);
+        std::iter::once(self.seq.current()).chain(words.map(|word| word.load(Relaxed))).collect()
+    }
+
+    pub(super) fn while_locked(&self, inside: impl FnOnce()) {
+        let _writing = self.seq.write(1).expect("nobody else is here");
+        inside();
+    }
+}
