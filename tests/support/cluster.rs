@@ -1,17 +1,16 @@
-//! A throw-away cluster: start, stop, crash, look at its processes. Runs in the test process.
+//! A throw-away cluster: its places, start and stop, and its end. Runs in the test process.
 //!
 //! The server is a direct child, not a daemon behind pg_ctl, so its process id is ours and stays valid until we reap
-//! it. Signals go to this postmaster and its children, to nothing else: tests may run as root on a shared machine.
+//! it. A cluster that goes out of scope, in a failing test too, takes its server and its directory along.
 //! All methods take `&self`, so that threads of a test can share the cluster.
 
 use crate::PATIENCE;
 use crate::builder::{ClusterBuilder, StartFailure};
 use crate::postmaster::Postmaster;
-use crate::process::{Process, children_of};
-use crate::sys::{Port, ServerUser, as_server_user, give_to, send_signal};
+use crate::processes::end_orphans;
+use crate::sys::{Port, ServerUser, as_server_user, give_to};
 use crate::threads::Watchdog;
 use crate::toolchain::Toolchain;
-use crate::wait::{wait_for, wait_until};
 use libc::{SIGCONT, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -163,66 +162,6 @@ impl Cluster {
         self.postmaster.pid().is_some()
     }
 
-    /// SIGKILL of the postmaster, then waits until its children have noticed and gone: fails naming those that have
-    /// not (a worker that outlives its postmaster blocks the next start), after killing them.
-    #[track_caller]
-    pub fn kill_postmaster_9(&self) {
-        let children = self.processes();
-        self.signal_postmaster(SIGKILL);
-        assert!(self.postmaster.wait_gone(PATIENCE), "the postmaster survived SIGKILL");
-        let left = end_orphans(&children, PATIENCE);
-        assert!(left.is_empty(), "these outlived their postmaster: {left:?}");
-    }
-
-    #[track_caller]
-    pub fn postmaster_pid(&self) -> i32 {
-        self.postmaster.pid().expect("the server is not running")
-    }
-
-    pub fn signal_postmaster(&self, signal: i32) {
-        self.postmaster.signal(signal);
-    }
-
-    /// Signals one of this server's processes; panics if `pid` is not one.
-    #[track_caller]
-    pub fn kill(&self, pid: i32, signal: i32) {
-        send_signal(self.process(pid).pid, signal).expect("cannot signal a server process");
-    }
-
-    /// Signals one of this server's processes and waits until that very process has ended.
-    #[track_caller]
-    pub fn kill_and_wait(&self, pid: i32, signal: i32) {
-        let process = self.process(pid);
-        send_signal(pid, signal).expect("cannot signal a server process");
-        wait_for(&format!("the end of {process:?} after signal {signal}"), PATIENCE, || {
-            !process.is_running()
-        });
-    }
-
-    /// The postmaster's running children, in order of their ids; none when it is down.
-    pub fn processes(&self) -> Vec<Process> {
-        self.postmaster.pid().map(children_of).unwrap_or_default()
-    }
-
-    /// The processes whose title contains `title`, such as `hyperion_vault kms` or `checkpointer`.
-    pub fn pids(&self, title: &str) -> Vec<i32> {
-        self.processes().into_iter().filter(|process| process.title.contains(title)).map(|p| p.pid).collect()
-    }
-
-    /// The one process with this title, waited for if it is not there yet.
-    #[track_caller]
-    pub fn pid_of(&self, title: &str) -> i32 {
-        wait_for(&format!("exactly one process {title:?}"), PATIENCE, || self.pids(title).len() == 1);
-        // It may end between the two looks; the test is then told so by the panic.
-        *self.pids(title).first().unwrap_or_else(|| panic!("{title:?} has just ended"))
-    }
-
-    #[track_caller]
-    fn process(&self, pid: i32) -> Process {
-        Process::child(self.postmaster_pid(), pid)
-            .unwrap_or_else(|| panic!("{pid} is not a running process of this server"))
-    }
-
     pub(crate) fn start_watchdog(&mut self, limit: Duration) {
         let postmaster = Arc::clone(&self.postmaster);
         self.watchdog = Some(Watchdog::start(limit, move || {
@@ -242,7 +181,7 @@ impl Drop for Cluster {
             self.signal_postmaster(SIGKILL);
             self.postmaster.wait_gone(PATIENCE);
         }
-        end_orphans(&children, Duration::from_secs(1));
+        end_orphans(&children, &self.tools.program("postgres"), Duration::from_secs(1));
         if std::thread::panicking() {
             eprintln!("--- the end of the server log ---\n{}---", self.log_tail(40));
             if std::env::var_os("KEEP").is_some_and(|keep| keep == "1") {
@@ -253,16 +192,4 @@ impl Drop for Cluster {
             assert!(!expired, "the test ran into its cluster's time limit");
         }
     }
-}
-
-/// Waits for orphaned server processes to end by themselves, kills those that do not, and returns them.
-fn end_orphans(children: &[Process], patience: Duration) -> Vec<Process> {
-    if wait_until(patience, || children.iter().all(|child| !child.is_running())) {
-        return Vec::new();
-    }
-    let left: Vec<_> = children.iter().filter(|child| child.is_running()).cloned().collect();
-    for child in &left {
-        let _ = send_signal(child.pid, SIGKILL); // it may just have ended
-    }
-    left
 }

@@ -23,7 +23,7 @@ impl Cluster {
         self.alter_system(name, Some(value))?;
         self.reload();
         let sql = "SELECT pending_restart FROM pg_settings WHERE name = lower($1)";
-        let pending = self.superuser().query_opt(sql, &[&name])?.is_some_and(|row| row.get(0));
+        let pending = self.try_control()?.query_opt(sql, &[&name])?.is_some_and(|row| row.get(0));
         assert!(!pending, "{name} takes effect only after a restart: use stage_conf, then restart");
         Ok(())
     }
@@ -56,7 +56,7 @@ impl Cluster {
     #[track_caller]
     pub fn reload(&self) {
         let load_time = || -> Option<SystemTime> {
-            let mut client = self.try_connect("postgres", "postgres").ok()?;
+            let mut client = self.try_control().ok()?;
             client.query_one("SELECT pg_conf_load_time()", &[]).ok().map(|row| row.get(0))
         };
         let before = load_time().expect("cannot ask the server when it last read its configuration");
@@ -79,7 +79,7 @@ impl Cluster {
             Some(value) => format!("ALTER SYSTEM SET {name} = '{}'", value.replace('\'', "''")),
             None => format!("ALTER SYSTEM RESET {name}"),
         };
-        self.superuser().batch_execute(&sql)
+        self.try_control()?.batch_execute(&sql)
     }
 
     pub(crate) fn append_to_conf(&self, lines: &str) {

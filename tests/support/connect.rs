@@ -47,6 +47,13 @@ impl Cluster {
         self.connect("postgres", &self.database)
     }
 
+    /// The harness' own session: a test's settings, such as a short statement_timeout for everyone, do not reach it.
+    pub(crate) fn try_control(&self) -> Result<Client, Error> {
+        let mut config = self.config("postgres", "postgres");
+        config.options("-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off");
+        config.connect(NoTls)
+    }
+
     /// Opens a witness now; see [`Witness`].
     #[track_caller]
     pub fn witness(&self) -> Witness {

@@ -3,6 +3,7 @@
 //! The trap: a process id is reused. A process is therefore remembered by its id *and* its start time.
 
 use std::fs;
+use std::path::PathBuf;
 
 /// A process as it was seen once; see [`Process::is_running`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,11 @@ impl Process {
             title: title(pid),
             started: stat.started,
         })
+    }
+
+    /// The file it executes, if that can be told.
+    pub(crate) fn program(&self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/exe", self.pid)).ok()
     }
 
     /// Whether this very process still runs. One that has died but was not waited for yet does not run.
