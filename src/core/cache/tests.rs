@@ -279,7 +279,7 @@ fn real_threads_never_see_another_entrys_key() {
                     match xorshift(&mut random) % 10 {
                         0 => drop(table.remove(digest)),
                         1 => drop(table.sweep(xorshift(&mut random) % 200, 0..2)),
-                        2 if xorshift(&mut random) % 50 == 0 => drop(table.clear()),
+                        2 if xorshift(&mut random).is_multiple_of(50) => drop(table.clear()),
                         _ => {
                             let dek = Dek::from_slice(key).expect("not zero");
                             if table.insert(digest, &dek, 0, 100, 50) == Inserted::Evicted {

@@ -34,7 +34,7 @@ fn ask(slot: &Tiny, proc: i32, request: &[u8; 8], polls: u32) -> Option<bool> {
     for _ in 0..polls {
         match slot.poll(&ticket) {
             Poll::Done => {
-                let answer = slot.consume(ticket).ok().expect("done");
+                let answer = slot.consume(ticket).expect("done");
                 assert_eq!(answer.bytes.as_slice(), answer_of(request), "an answer half seen");
                 return Some(true);
             }
@@ -81,7 +81,7 @@ fn loom_the_wipe_does_not_reach_the_next_client() {
             slot.write_request(&ticket, 7, 99, &REQUEST).expect("just claimed");
             slot.submit(&ticket).expect("just claimed");
             assert!(serve(&slot, Epoch::from_counter(1)).is_some());
-            let answer = slot.consume(ticket).ok().expect("done");
+            let answer = slot.consume(ticket).expect("done");
             assert_eq!(answer.bytes.as_slice(), answer_of(&REQUEST));
         }
         other.join().expect("client");

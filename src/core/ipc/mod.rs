@@ -26,6 +26,8 @@ mod model;
 mod tests;
 #[cfg(all(test, not(loom)))]
 mod traced;
+#[cfg(all(test, not(loom)))]
+mod wire_tests;
 
 #[cfg(all(test, loom))]
 mod loom_tests;

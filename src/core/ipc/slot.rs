@@ -27,6 +27,11 @@ use zeroize::{Zeroize, Zeroizing};
 use super::atomic::{AtomicI32, AtomicU32, AtomicU64, load_bytes, store_bytes, wipe};
 use super::state::{Epoch, Event, State, Word};
 
+#[cfg(test)]
+mod inspect;
+#[cfg(all(test, not(loom)))]
+pub(super) use inspect::Place;
+
 /// Request payload, bytes. An encryption context and the largest wrapped key AWS KMS accepts (6,144 bytes for a
 /// `CiphertextBlob`, API reference of Decrypt) fit with room to spare.
 pub const REQUEST_BYTES: usize = 7168;
@@ -91,6 +96,13 @@ pub struct Taken {
 pub struct Answer {
     pub status: u32,
     pub bytes: Zeroizing<Vec<u8>>,
+}
+
+/// Shows no byte: they may be a key.
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 /// Why a request was not written or submitted.
@@ -464,85 +476,4 @@ impl<const Q: usize, const R: usize> SlotOf<Q, R> {
         self.response_len.store(0, Relaxed);
         self.status.store(0, Relaxed);
     }
-}
-
-#[cfg(all(test, loom))]
-impl<const Q: usize, const R: usize> SlotOf<Q, R> {
-    pub(super) fn is_wiped(&self) -> bool {
-        let lens = [&self.op, &self.status, &self.request_len, &self.response_len];
-        self.request.iter().chain(&self.response).all(|word| word.load(Relaxed) == 0)
-            && lens.iter().all(|word| word.load(Relaxed) == 0)
-            && self.deadline_ms.load(Relaxed) == 0
-            && self.client.load(Relaxed) == 0
-    }
-}
-
-/// What the model checker needs to see and set; everything in the order of the memory.
-#[cfg(all(test, not(loom)))]
-impl<const Q: usize, const R: usize> SlotOf<Q, R> {
-    /// The word first, then all that must be zero while the slot is free.
-    pub(super) fn dump(&self) -> Vec<u64> {
-        let head = [
-            self.word.load(Relaxed),
-            self.deadline_ms.load(Relaxed),
-            self.client.load(Relaxed) as u64,
-            u64::from(self.op.load(Relaxed)),
-            u64::from(self.status.load(Relaxed)),
-            u64::from(self.request_len.load(Relaxed)),
-            u64::from(self.response_len.load(Relaxed)),
-        ];
-        let payload = self.request.iter().chain(&self.response).map(|word| word.load(Relaxed));
-        head.into_iter().chain(payload).collect()
-    }
-
-    pub(super) fn restore(&self, dump: &[u64]) {
-        self.word.store(dump[0], Relaxed);
-        self.deadline_ms.store(dump[1], Relaxed);
-        self.client.store(dump[2] as i32, Relaxed);
-        self.op.store(dump[3] as u32, Relaxed);
-        self.status.store(dump[4] as u32, Relaxed);
-        self.request_len.store(dump[5] as u32, Relaxed);
-        self.response_len.store(dump[6] as u32, Relaxed);
-        for (word, value) in self.request.iter().chain(&self.response).zip(&dump[7..]) {
-            word.store(*value, Relaxed);
-        }
-    }
-
-    pub(super) fn generation_of(&self, ticket: &ClientTicket) -> u32 {
-        ticket.generation
-    }
-
-    pub(super) fn place(&self, addr: usize) -> Place {
-        let of = |word: &AtomicU64| std::ptr::from_ref(word).addr();
-        match addr {
-            _ if addr == of(&self.word) => Place::Word,
-            _ if addr == std::ptr::from_ref(&self.client).addr() => Place::Client,
-            _ if self.response.iter().any(|word| of(word) == addr) => Place::Response,
-            _ => Place::Payload,
-        }
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-impl WorkerTicket {
-    /// The ticket a worker of `epoch` would hold for `generation` of `slot`, valid or not.
-    pub(super) fn forge<const Q: usize, const R: usize>(
-        slot: &SlotOf<Q, R>,
-        epoch: Epoch,
-        generation: u32,
-    ) -> Self {
-        let word = Word::from_bits(((State::Submitted as u64) << 56) | u64::from(generation));
-        let word = word.after(Event::Take, Some(epoch)).expect("submitted may be taken");
-        Self { slot: slot.address(), word }
-    }
-}
-
-/// What an address within the slot is, for the ownership rules of the model checker.
-#[cfg(all(test, not(loom)))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    Word,
-    Client,
-    Response,
-    Payload,
 }

@@ -1,4 +1,4 @@
-//! The slot's edges one by one, the wire codec, and real threads on real slots.
+//! The slot's edges one by one, and real threads on real slots.
 //!
 //! Unit tests only. `model` shows that no interleaving breaks the protocol; here are the refusals, the limits, the
 //! sizes the shared mapping depends on, and a run on the machine's own memory model.
@@ -6,10 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use proptest::prelude::*;
-
 use super::*;
-use crate::envelope::{Dek, DekContext, Id};
 
 fn slot() -> Box<Slot> {
     Box::new(Slot::new())
@@ -103,7 +100,7 @@ fn a_request_goes_round() {
     assert_eq!(slot.submit(&ticket), Err(WriteError::NotHeld));
     assert_eq!(slot.write_request(&ticket, 2, 20, &[]), Err(WriteError::NotHeld));
     assert_eq!(slot.poll(&ticket), Poll::Waiting);
-    let ticket = slot.consume(ticket).err().expect("nothing to consume yet");
+    let ticket = slot.consume(ticket).expect_err("nothing to consume yet");
 
     let taken = slot.take(epoch(1)).expect("submitted");
     assert!(slot.take(epoch(1)).is_none());
@@ -115,7 +112,7 @@ fn a_request_goes_round() {
     assert_eq!(slot.snapshot().client_proc, Some(0));
     assert_eq!(slot.complete(taken.ticket, 3, &[8; 40]), Completed::Delivered(0));
     assert_eq!(slot.poll(&ticket), Poll::Done);
-    let answer = slot.consume(ticket).ok().expect("done");
+    let answer = slot.consume(ticket).expect("done");
     assert_eq!((answer.status, answer.bytes.as_slice()), (3, &[8; 40][..]));
     assert_wiped(&slot);
 }
@@ -134,13 +131,13 @@ fn capacities_are_exact() {
     assert_eq!(request, full);
     let response: Vec<u8> = (0..RESPONSE_BYTES).map(|at| (at * 7) as u8).collect();
     assert_eq!(slot.complete(taken.ticket, 0, &response), Completed::Delivered(4));
-    assert_eq!(slot.consume(ticket).ok().expect("done").bytes.as_slice(), response);
+    assert_eq!(slot.consume(ticket).expect("done").bytes.as_slice(), response);
     assert_wiped(&slot);
 
     let ticket = submitted(&slot, 4, &[]);
     let taken = slot.take(epoch(1)).expect("submitted");
     assert_eq!(slot.complete(taken.ticket, 0, &[1; RESPONSE_BYTES + 1]), Completed::Delivered(4));
-    let answer = slot.consume(ticket).ok().expect("done");
+    let answer = slot.consume(ticket).expect("done");
     assert_eq!((answer.status, answer.bytes.len()), (STATUS_OVERSIZE, 0));
     assert_wiped(&slot);
 }
@@ -157,7 +154,6 @@ fn lengths_in_shared_memory_are_not_trusted() {
     let mut request = Vec::new();
     assert!(slot.read_request(&taken.ticket, &mut request));
     assert_eq!(request.len(), REQUEST_BYTES);
-    drop(taken);
     assert_eq!(slot.give_up(ticket), Reclaimed::LeftToWorker);
     assert_eq!(slot.recover(epoch(2)), Recovered::Freed);
     assert_wiped(&slot);
@@ -285,7 +281,7 @@ fn real_threads() {
                     done += 1;
                     assert!(slot.read_request(&taken.ticket, &mut buffer));
                     let response: Vec<u8> = buffer.iter().rev().map(|byte| !byte).collect();
-                    if xorshift(&mut random) % 50 == 0 {
+                    if xorshift(&mut random).is_multiple_of(50) {
                         // Dies with this request in hand.
                         deaths.fetch_add(1, Ordering::Relaxed);
                         done = lifetime;
@@ -310,12 +306,13 @@ fn real_threads() {
                 (0..xorshift(&mut random) % 300).map(|_| xorshift(&mut random) as u8).collect();
             slot.write_request(&ticket, 1, 0, &request).expect("just claimed");
             slot.submit(&ticket).expect("just claimed");
-            let patience = if xorshift(&mut random) % 4 == 0 { xorshift(&mut random) % 50 } else { u64::MAX };
+            let patience =
+                if xorshift(&mut random).is_multiple_of(4) { xorshift(&mut random) % 50 } else { u64::MAX };
             let mut waited = 0;
             loop {
                 match slot.poll(&ticket) {
                     Poll::Done => {
-                        let answer = slot.consume(ticket).ok().expect("done");
+                        let answer = slot.consume(ticket).expect("done");
                         let expected: Vec<u8> = request.iter().rev().map(|byte| !byte).collect();
                         assert_eq!(answer.bytes.as_slice(), expected, "a response to another request");
                         assert_eq!(answer.status, expected.len() as u32);
@@ -366,168 +363,4 @@ fn xorshift(state: &mut u64) -> u64 {
     *state ^= *state >> 7;
     *state ^= *state << 17;
     *state
-}
-
-fn context(seed: u8) -> DekContext {
-    DekContext { vault: Id([seed; 16]), secret: Id([seed ^ 1; 16]), version: Id([seed ^ 2; 16]) }
-}
-
-fn dek(seed: u8) -> Dek {
-    Dek::from_slice(&[seed.max(1); 32]).expect("not zero")
-}
-
-/// Equality of responses, which the type itself does not offer.
-fn parts(response: &Response) -> Vec<Vec<u8>> {
-    let text = |text: &String| text.clone().into_bytes();
-    match response {
-        Response::Dek { dek, wrapped, key_id, key_material_id } => {
-            vec![vec![1], dek.as_bytes().to_vec(), wrapped.clone(), text(key_id), text(key_material_id)]
-        }
-        Response::Unwrapped { dek } => vec![vec![2], dek.as_bytes().to_vec()],
-        Response::Described { provider, key_id, key_material_id } => {
-            vec![vec![3], text(provider), text(key_id), text(key_material_id)]
-        }
-        Response::Error { kind, message, detail, hint } => {
-            vec![vec![4, *kind as u8], text(message), text(detail), text(hint)]
-        }
-    }
-}
-
-#[test]
-fn the_longest_messages_fit() {
-    let request = Request::UnwrapDek { context: context(1), wrapped: vec![3; MAX_WRAPPED] };
-    assert_eq!(Request::decode(&request.encode().expect("fits")), Ok(request));
-    assert_eq!(
-        Request::UnwrapDek { context: context(1), wrapped: vec![3; MAX_WRAPPED + 1] }.encode(),
-        Err(Malformed)
-    );
-    let longest = Response::Dek {
-        dek: dek(5),
-        wrapped: vec![3; MAX_WRAPPED],
-        key_id: "k".repeat(960),
-        key_material_id: "m".repeat(960),
-    };
-    let (status, bytes) = longest.encode();
-    assert!(status == 0 && bytes.len() <= RESPONSE_BYTES);
-    assert_eq!(parts(&Response::decode(&bytes).expect("own encoding")), parts(&longest));
-
-    let too_long = Response::Dek {
-        dek: dek(5),
-        wrapped: vec![3; MAX_WRAPPED + 1],
-        key_id: String::new(),
-        key_material_id: String::new(),
-    };
-    let (status, bytes) = too_long.encode();
-    assert_eq!(status, ErrorKind::Internal as u32);
-    assert!(matches!(Response::decode(&bytes), Ok(Response::Error { kind: ErrorKind::Internal, .. })));
-    assert!(!bytes.windows(8).any(|window| window == [5; 8]), "the key is in the error");
-}
-
-#[test]
-fn error_texts_are_cut_at_character_boundaries() {
-    // Three-byte characters, so that no limit (a power of two) is a multiple.
-    let text = "€".repeat(20_000);
-    let error = Response::Error {
-        kind: ErrorKind::Throttled,
-        message: text.clone(),
-        detail: text.clone(),
-        hint: text.clone(),
-    };
-    let (status, bytes) = error.encode();
-    assert_eq!(status, ErrorKind::Throttled as u32);
-    assert!(bytes.len() <= RESPONSE_BYTES);
-    let Ok(Response::Error { kind: ErrorKind::Throttled, message, detail, hint }) = Response::decode(&bytes)
-    else {
-        panic!("an error was expected")
-    };
-    for (part, max) in [(message, 1024), (detail, 4096), (hint, 1024)] {
-        assert!(text.starts_with(&part) && part.len() > max - 3 && part.len() <= max);
-    }
-}
-
-#[test]
-fn debug_shows_no_key() {
-    let response = Response::Dek {
-        dek: dek(0xab),
-        wrapped: vec![],
-        key_id: "arn".to_owned(),
-        key_material_id: String::new(),
-    };
-    let shown = format!("{response:?} {:?}", Response::Unwrapped { dek: dek(0xab) });
-    assert!(shown.contains("arn"));
-    assert!(!shown.contains("171") && !shown.to_lowercase().contains("ab"), "{shown}");
-}
-
-#[test]
-fn a_wiped_key_is_no_key() {
-    let (_, bytes) = Response::Unwrapped { dek: dek(1) }.encode();
-    let mut wiped = bytes.to_vec();
-    wiped[1..].fill(0);
-    assert!(Response::decode(&bytes).is_ok());
-    assert_eq!(Response::decode(&wiped).err(), Some(Malformed));
-}
-
-fn any_request() -> impl Strategy<Value = Request> {
-    prop_oneof![
-        any::<u8>().prop_map(|seed| Request::GenerateDek { context: context(seed) }),
-        (any::<u8>(), prop::collection::vec(any::<u8>(), 0..400))
-            .prop_map(|(seed, wrapped)| Request::UnwrapDek { context: context(seed), wrapped }),
-        Just(Request::Describe),
-    ]
-}
-
-fn any_response() -> impl Strategy<Value = Response> {
-    prop_oneof![
-        (any::<u8>(), prop::collection::vec(any::<u8>(), 0..400), ".{0,60}", ".{0,60}").prop_map(
-            |(seed, wrapped, key_id, key_material_id)| Response::Dek {
-                dek: dek(seed),
-                wrapped,
-                key_id,
-                key_material_id
-            }
-        ),
-        any::<u8>().prop_map(|seed| Response::Unwrapped { dek: dek(seed) }),
-        (".{0,60}", ".{0,60}", ".{0,60}").prop_map(|(provider, key_id, key_material_id)| {
-            Response::Described { provider, key_id, key_material_id }
-        }),
-        (prop::sample::select(&ErrorKind::ALL[..]), ".{0,60}", ".{0,60}", ".{0,60}")
-            .prop_map(|(kind, message, detail, hint)| Response::Error { kind, message, detail, hint }),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn requests_survive_the_wire(request in any_request()) {
-        let bytes = request.encode().expect("short enough");
-        prop_assert_eq!(Request::decode(&bytes), Ok(request.clone()));
-        prop_assert_eq!(u32::from(bytes[0]), request.op());
-        // No prefix and no extension is a message: lengths are unambiguous.
-        for end in 0..bytes.len() {
-            prop_assert_eq!(Request::decode(&bytes[..end]), Err(Malformed));
-        }
-        prop_assert_eq!(Request::decode(&[&bytes[..], &[0]].concat()), Err(Malformed));
-    }
-
-    #[test]
-    fn responses_survive_the_wire(response in any_response()) {
-        let (status, bytes) = response.encode();
-        let decoded = Response::decode(&bytes).expect("own encoding");
-        prop_assert_eq!(parts(&decoded), parts(&response));
-        prop_assert_eq!(status, decoded.status());
-        for end in 0..bytes.len() {
-            prop_assert!(Response::decode(&bytes[..end]).is_err());
-        }
-        prop_assert!(Response::decode(&[&bytes[..], &[0]].concat()).is_err());
-    }
-
-    #[test]
-    fn any_bytes_are_parsed_or_refused(tag in 0u8..6, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let bytes = [&[tag], &bytes[..]].concat();
-        if let Ok(request) = Request::decode(&bytes) {
-            prop_assert_eq!(request.encode().expect("decoded"), bytes.clone());
-        }
-        if let Ok(response) = Response::decode(&bytes) {
-            prop_assert_eq!(response.encode().1.to_vec(), bytes);
-        }
-    }
 }
