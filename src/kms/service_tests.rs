@@ -1,7 +1,8 @@
 //! The service against providers that are slow, broken, hanging or blocking. Times are real: waits are bounded by
 //! [`PATIENCE`], and what must be "at once" is compared with delays many times longer.
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -115,17 +116,31 @@ impl KeyProvider for Probe {
     }
 }
 
-/// A service with a main thread that counts how often it is woken.
+/// A service and a main thread that, like the worker's, looks for completions only after it was woken.
 struct Rig {
     service: Service,
     wakes: Arc<AtomicUsize>,
+    woken: Cell<usize>,
+    fetched: RefCell<VecDeque<Completion>>,
 }
 
 impl Rig {
     fn new(provider: Arc<dyn KeyProvider>, limits: Limits) -> Self {
-        let (wake, wakes) = waker();
         let runtime = Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().unwrap();
-        Self { service: Service::with_provider(runtime, Ok(provider), limits, wake), wakes }
+        Self::with(|wake| Service::with_provider(runtime, Ok(provider), limits, wake))
+    }
+
+    fn started(config: &ServiceConfig) -> Self {
+        Self::with(|wake| Service::start(config, wake).unwrap())
+    }
+
+    fn with(start: impl FnOnce(Wake) -> Service) -> Self {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&wakes);
+        let wake: Wake = Arc::new(move || {
+            counter.fetch_add(1, SeqCst);
+        });
+        Self { service: start(wake), wakes, woken: Cell::new(0), fetched: RefCell::default() }
     }
 
     fn faulty(faults: &str, limits: Limits) -> Self {
@@ -134,7 +149,8 @@ impl Rig {
     }
 
     fn submit(&self, id: u64, op: Op) {
-        self.submit_until(id, op, PATIENCE);
+        // Longer than any test waits: nothing passes because a deadline cleared it away.
+        self.submit_until(id, op, 10 * PATIENCE);
     }
 
     fn submit_until(&self, id: u64, op: Op, wait: Duration) {
@@ -142,16 +158,16 @@ impl Rig {
     }
 
     fn next(&self) -> Completion {
-        let started = Instant::now();
-        loop {
-            if let Some(completion) = self.service.try_recv() {
-                // One wake-up at least for what there is to fetch.
-                assert_ne!(self.wakes.load(SeqCst), 0);
-                return completion;
-            }
-            assert!(started.elapsed() < PATIENCE, "no completion: {:?}", self.service);
-            thread::sleep(ms(1));
+        if self.fetched.borrow().is_empty() {
+            self.until("no wake-up", |rig| {
+                let wakes = rig.wakes.load(SeqCst);
+                if rig.woken.replace(wakes) != wakes {
+                    rig.fetched.borrow_mut().extend(std::iter::from_fn(|| rig.service.try_recv()));
+                }
+                !rig.fetched.borrow().is_empty()
+            });
         }
+        self.fetched.borrow_mut().pop_front().unwrap()
     }
 
     fn take(&self, n: usize) -> BTreeMap<u64, Result<Outcome, KmsError>> {
@@ -183,19 +199,8 @@ impl Rig {
         });
         let status = self.service.status();
         assert_eq!((status.in_flight, status.queued, status.jobs), (0, 0, 0));
-        assert!(self.service.try_recv().is_none());
+        assert!(self.fetched.borrow().is_empty() && self.service.try_recv().is_none());
     }
-}
-
-fn waker() -> (Wake, Arc<AtomicUsize>) {
-    let wakes = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&wakes);
-    (
-        Arc::new(move || {
-            counter.fetch_add(1, SeqCst);
-        }),
-        wakes,
-    )
 }
 
 fn key(result: &Result<Outcome, KmsError>) -> [u8; 32] {
@@ -222,9 +227,8 @@ fn key_file(dir: &Path, name: &str, fill: u8) -> ServiceConfig {
 #[test]
 fn the_local_provider_through_the_service() {
     let dir = tempfile::tempdir().unwrap();
-    let (wake, wakes) = waker();
     let config = key_file(dir.path(), "key", 7);
-    let rig = Rig { service: Service::start(&config, wake).unwrap(), wakes };
+    let rig = Rig::started(&config);
     rig.submit(1, Op::Generate(place(1)));
     let Ok(Outcome::Generated(made)) = rig.next().result else { panic!() };
     let op = |n, wrapped: &[u8]| Op::Unwrap { context: place(n), wrapped: WrappedDek(wrapped.to_vec()) };
@@ -422,7 +426,9 @@ fn a_panic_is_an_internal_error_and_not_the_end() {
         assert_eq!(error.kind, ErrorKind::Internal);
         assert!(!format!("{error:?}").contains("asked for by a test"), "the payload is not passed on");
     }
-    assert_eq!(rig.service.status().calls, 1, "a defect is not retried");
+    let status = rig.service.status();
+    assert_eq!((status.calls, status.failures), (1, 1), "a defect is counted, and not retried");
+    assert_eq!(status.last_error.unwrap().error.kind, ErrorKind::Internal);
     rig.submit(3, unwrap(7));
     assert_eq!(key(&rig.next().result), [7; 32]);
     rig.assert_idle();
@@ -562,8 +568,7 @@ fn a_reload_swaps_the_key_and_drops_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (key_file(dir.path(), "old", 7), key_file(dir.path(), "new", 8));
     let slow = ServiceConfig { faults: Some("delay_ms=400".parse().unwrap()), ..old.clone() };
-    let (wake, wakes) = waker();
-    let rig = Rig { service: Service::start(&old, wake).unwrap(), wakes };
+    let rig = Rig::started(&old);
     rig.submit(0, Op::Generate(place(1)));
     let Ok(Outcome::Generated(made)) = rig.next().result else { panic!() };
     let op = || Op::Unwrap { context: place(1), wrapped: made.wrapped.clone() };
@@ -585,8 +590,7 @@ fn a_reload_to_what_cannot_work_refuses_until_repaired() {
     let good = key_file(dir.path(), "key", 7);
     let bad = ServiceConfig { provider: ProviderConfig::Aws, ..good.clone() };
     // A worker that starts without a usable provider lives, and says why.
-    let (wake, wakes) = waker();
-    let rig = Rig { service: Service::start(&bad, wake).unwrap(), wakes };
+    let rig = Rig::started(&bad);
     rig.submit(1, Op::Describe);
     let error = rig.error();
     assert_eq!(error.kind, ErrorKind::Misconfigured);
@@ -606,8 +610,7 @@ fn a_reload_that_raises_the_limit_lets_the_queue_in() {
     let mut config = key_file(dir.path(), "key", 7);
     config.limits.max_in_flight = 1;
     config.faults = Some("hang".parse().unwrap());
-    let (wake, wakes) = waker();
-    let rig = Rig { service: Service::start(&config, wake).unwrap(), wakes };
+    let rig = Rig::started(&config);
     (0..4).for_each(|id| rig.submit(id, Op::Describe));
     assert_eq!(rig.service.status().in_flight, 1);
     config.limits.max_in_flight = 3;
@@ -620,7 +623,9 @@ fn a_reload_that_raises_the_limit_lets_the_queue_in() {
 fn shutdown_waits_for_what_ends_in_time() {
     let mut rig = Rig::new(Probe::slow(ms(200)), LIMITS);
     rig.submit(1, unwrap(7));
+    let started = Instant::now();
     rig.service.shutdown(PATIENCE);
+    assert!((ms(150)..PATIENCE / 2).contains(&started.elapsed()), "{:?}", started.elapsed());
     assert_eq!(key(&rig.next().result), [7; 32]);
     rig.submit(2, unwrap(7));
     assert_eq!(rig.error().kind, ErrorKind::Unreachable);
