@@ -11,3 +11,5 @@ pub mod envelope;
 pub mod ipc;
 pub mod policy;
 pub mod secret;
+
+pub use ipnet::IpNet;

@@ -1,0 +1,51 @@
+-- The four group roles a vault is used through, and the one its own statements run as.
+-- Roles belong to the cluster, not to the extension: they survive DROP EXTENSION, and a restore after pg_dumpall
+-- finds them there already, so an existing role is adopted when it is harmless and refused when it is not.
+DO $roles$
+DECLARE
+    wanted text;
+    existing record;
+    members text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['vault_service', 'vault_user', 'vault_reader', 'vault_admin', 'vault_auditor'] LOOP
+        SELECT r.oid, r.rolcanlogin, r.rolsuper, r.rolcreaterole, r.rolcreatedb, r.rolreplication, r.rolbypassrls
+          INTO existing
+          FROM pg_catalog.pg_roles r
+         WHERE r.rolname OPERATOR(pg_catalog.=) wanted;
+        IF NOT FOUND THEN
+            EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
+            CONTINUE;
+        END IF;
+        IF existing.rolcanlogin OR existing.rolsuper OR existing.rolcreaterole OR existing.rolcreatedb
+           OR existing.rolreplication OR existing.rolbypassrls THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = pg_catalog.format('role "%s" exists and cannot be adopted by hyperion_vault', wanted),
+                DETAIL = 'A role of the vault must be NOLOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS.',
+                HINT = pg_catalog.format('Drop or rename the role, or run ALTER ROLE %I NOLOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS.', wanted);
+        END IF;
+        SELECT pg_catalog.string_agg(pg_catalog.quote_ident(m.rolname), ', ' ORDER BY m.rolname)
+          INTO members
+          FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles m ON m.oid OPERATOR(pg_catalog.=) a.member
+         WHERE a.roleid OPERATOR(pg_catalog.=) existing.oid;
+        IF members IS NULL THEN
+            CONTINUE;
+        ELSIF wanted OPERATOR(pg_catalog.=) 'vault_service' THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'role "vault_service" has members and cannot be adopted by hyperion_vault',
+                DETAIL = pg_catalog.format('Members: %s.', members),
+                HINT = pg_catalog.format('Run REVOKE vault_service FROM %s: nobody but the extension acts as this role.', members);
+        ELSE
+            RAISE NOTICE USING
+                MESSAGE = pg_catalog.format('role "%s" already exists and is adopted with its members: %s', wanted, members);
+        END IF;
+    END LOOP;
+END
+$roles$;
+
+COMMENT ON ROLE vault_service IS 'hyperion_vault: runs the extension''s own statements; no logins, no members';
+COMMENT ON ROLE vault_user IS 'hyperion_vault: may call the API; sees only what policies allow';
+COMMENT ON ROLE vault_reader IS 'hyperion_vault: may read and verify every secret';
+COMMENT ON ROLE vault_admin IS 'hyperion_vault: manages everything, reads no value';
+COMMENT ON ROLE vault_auditor IS 'hyperion_vault: reads the audit log';

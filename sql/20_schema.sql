@@ -1,0 +1,126 @@
+-- Types, tables, row-level security. Schema "vault" is made by CREATE EXTENSION (control file) and stays empty of
+-- rows until the first secret is sealed, so that pg_restore finds nothing in its way.
+REVOKE ALL ON SCHEMA vault FROM PUBLIC;
+GRANT USAGE ON SCHEMA vault TO vault_service, vault_user, vault_reader, vault_admin, vault_auditor;
+COMMENT ON SCHEMA vault IS 'hyperion_vault: secrets sealed by envelope encryption, read with SQL';
+
+CREATE TYPE vault.secret_kind AS ENUM ('manual', 'automatic');
+COMMENT ON TYPE vault.secret_kind IS 'manual: changed by its owner; automatic: replaced with a generated value by rotation';
+CREATE TYPE vault.secret_format AS ENUM ('opaque', 'binary', 'userpass');
+COMMENT ON TYPE vault.secret_format IS 'opaque: text; binary: bytea; userpass: a user name and password sealed together';
+
+CREATE TYPE vault.secret_info AS (
+    id uuid,
+    name text,
+    kind vault.secret_kind,
+    format vault.secret_format,
+    version int,
+    description text,
+    metadata jsonb,
+    rotation_interval interval,
+    grace_period interval,
+    next_rotation_at timestamptz,
+    generator jsonb,
+    allowed_ips cidr[],
+    keep_versions int,
+    kms_key_id text,
+    created_at timestamptz,
+    updated_at timestamptz,
+    version_created_at timestamptz
+);
+COMMENT ON TYPE vault.secret_info IS 'what may be known of a secret without reading it; never plaintext';
+
+-- True only while C code of this extension is running a statement of its own in this backend. A role name would
+-- not do as a guard: roles can be granted, joined and SET; this flag cannot be set from SQL.
+CREATE FUNCTION vault._inside() RETURNS boolean
+    LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_inside';
+COMMENT ON FUNCTION vault._inside() IS 'whether code of the extension is running; the only condition of every row-level security policy here';
+REVOKE ALL ON FUNCTION vault._inside() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION vault._inside() TO vault_service;
+
+CREATE FUNCTION vault._refuse_truncate() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION USING
+        ERRCODE = 'insufficient_privilege',
+        MESSAGE = format('table "vault.%s" cannot be truncated', TG_TABLE_NAME),
+        HINT = 'Use vault.delete_secret().';
+END
+$$;
+COMMENT ON FUNCTION vault._refuse_truncate() IS 'TRUNCATE is not subject to row-level security: this guard is';
+REVOKE ALL ON FUNCTION vault._refuse_truncate() FROM PUBLIC;
+
+-- One row: which vault this is. Part of the AAD of every value, so a ciphertext of another vault does not open here.
+CREATE TABLE vault.vault_meta (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    vault_id uuid NOT NULL,
+    created_at timestamptz NOT NULL
+);
+COMMENT ON TABLE vault.vault_meta IS 'identity of this vault, made at the first seal';
+
+-- A secret and its current version in one row: a read needs one index descent. Fixed-width columns first, so that
+-- the offsets of the ones the read path takes are known without walking the tuple.
+CREATE TABLE vault.secrets (
+    id uuid PRIMARY KEY,
+    version_id uuid NOT NULL,
+    version int NOT NULL CHECK (version > 0),
+    name text COLLATE "C" NOT NULL,
+    format text COLLATE "C" NOT NULL CHECK (format IN ('opaque', 'binary', 'userpass')),
+    wrapped_dek bytea NOT NULL,
+    sealed bytea NOT NULL,
+    kms_key_id text NOT NULL,
+    kms_key_material_id text,
+    kind vault.secret_kind NOT NULL,
+    description text,
+    metadata jsonb,
+    rotation_interval interval,
+    grace_period interval,
+    next_rotation_at timestamptz,
+    generator jsonb,
+    allowed_ips cidr[],
+    keep_versions int CHECK (keep_versions >= 0),
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    version_created_at timestamptz NOT NULL,
+    CONSTRAINT secrets_name_key UNIQUE (name)
+);
+-- Ciphertext does not compress; trying costs time on every write.
+ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
+COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
+
+-- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
+CREATE TABLE vault.secret_versions (
+    secret_id uuid NOT NULL REFERENCES vault.secrets (id) ON DELETE CASCADE,
+    version_id uuid NOT NULL,
+    version int NOT NULL CHECK (version > 0),
+    format text COLLATE "C" NOT NULL CHECK (format IN ('opaque', 'binary', 'userpass')),
+    wrapped_dek bytea NOT NULL,
+    sealed bytea NOT NULL,
+    kms_key_id text NOT NULL,
+    kms_key_material_id text,
+    created_at timestamptz NOT NULL,
+    superseded_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    CONSTRAINT secret_versions_pkey PRIMARY KEY (secret_id, version)
+);
+ALTER TABLE vault.secret_versions ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
+COMMENT ON TABLE vault.secret_versions IS 'superseded versions, sealed: in grace until expires_at, then retained for rolling back';
+
+DO $guards$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['vault_meta', 'secrets', 'secret_versions'] LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON vault.%I FROM PUBLIC', t);
+        EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON vault.%I TO vault_service', t);
+        EXECUTE pg_catalog.format('ALTER TABLE vault.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', t);
+        EXECUTE pg_catalog.format('CREATE POLICY inside ON vault.%I USING (vault._inside()) WITH CHECK (vault._inside())', t);
+        EXECUTE pg_catalog.format('COMMENT ON POLICY inside ON vault.%I IS %L', t, 'only code of the extension');
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON vault.%I EXECUTE FUNCTION vault._refuse_truncate()', t);
+        PERFORM pg_catalog.pg_extension_config_dump(pg_catalog.format('vault.%I', t)::regclass, '');
+    END LOOP;
+END
+$guards$;

@@ -1,0 +1,74 @@
+-- The API. Functions are not STRICT: a NULL name is a mistake to be named, not a NULL to be returned.
+-- Sealing and reading functions are VOLATILE (a STABLE one would run during EXPLAIN); reads are PARALLEL RESTRICTED,
+-- since only the leader knows the client's address and role.
+
+CREATE FUNCTION vault.create_secret(
+    name text, value text DEFAULT NULL, kind vault.secret_kind DEFAULT 'manual',
+    description text DEFAULT NULL, username text DEFAULT NULL, password text DEFAULT NULL,
+    rotation_interval interval DEFAULT NULL, grace_period interval DEFAULT NULL,
+    generator jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL,
+    keep_versions int DEFAULT NULL)
+    RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_create_secret';
+COMMENT ON FUNCTION vault.create_secret IS 'create a secret; the value is given, or generated where kind is automatic or a generator is named';
+
+CREATE FUNCTION vault.put_secret(
+    name text, value text, expected_version int DEFAULT NULL, description text DEFAULT NULL)
+    RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_put_secret';
+COMMENT ON FUNCTION vault.put_secret IS 'create or update, safe when raced; expected_version 0 means the secret must not exist';
+
+CREATE FUNCTION vault.read_secret(name text, version int DEFAULT NULL) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_read_secret';
+COMMENT ON FUNCTION vault.read_secret IS 'the value of a secret (the password of a userpass secret), current or by version';
+
+CREATE FUNCTION vault.get_secret(
+    name text, version int DEFAULT NULL,
+    OUT name text, OUT kind vault.secret_kind, OUT format vault.secret_format, OUT version int,
+    OUT value text, OUT username text, OUT password text, OUT created_at timestamptz, OUT expires_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'vault_get_secret';
+COMMENT ON FUNCTION vault.get_secret IS 'a secret with its value, user name and password, current or by version';
+
+CREATE FUNCTION vault.verify(name text, candidate text, OUT valid boolean, OUT version int)
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_verify';
+COMMENT ON FUNCTION vault.verify IS 'whether the candidate is the current value or one still in grace, in constant time, and which version';
+
+CREATE FUNCTION vault.update_secret(
+    name text, value text DEFAULT NULL, kind vault.secret_kind DEFAULT NULL,
+    description text DEFAULT NULL, username text DEFAULT NULL, password text DEFAULT NULL,
+    rotation_interval interval DEFAULT NULL, grace_period interval DEFAULT NULL,
+    generator jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL,
+    keep_versions int DEFAULT NULL, expected_version int DEFAULT NULL, reset text[] DEFAULT NULL)
+    RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_update_secret';
+COMMENT ON FUNCTION vault.update_secret IS 'change the value or properties; NULL leaves a property, reset clears the named ones';
+
+CREATE FUNCTION vault.rotate_secret(name text) RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_rotate_secret';
+COMMENT ON FUNCTION vault.rotate_secret IS 'replace the value by a generated one now; the previous version stays valid for the grace period';
+
+CREATE FUNCTION vault.delete_secret(name text) RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_delete_secret';
+COMMENT ON FUNCTION vault.delete_secret IS 'destroy a secret and all its versions';
+
+CREATE FUNCTION vault.list_secrets(pattern text DEFAULT '*', after text DEFAULT NULL, max_rows int DEFAULT 1000)
+    RETURNS SETOF vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 100 AS 'MODULE_PATHNAME', 'vault_list_secrets';
+COMMENT ON FUNCTION vault.list_secrets IS 'secrets in order of name, without values; pass the last name as "after" for the next page';
+
+CREATE FUNCTION vault.list_versions(
+    name text, OUT version int, OUT state text, OUT created_at timestamptz, OUT expires_at timestamptz, OUT kms_key_id text)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 5 AS 'MODULE_PATHNAME', 'vault_list_versions';
+COMMENT ON FUNCTION vault.list_versions IS 'the versions of a secret, newest first, and their state: current, grace or retained';
+
+CREATE FUNCTION vault.status() RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_status';
+COMMENT ON FUNCTION vault.status IS 'state of the vault on this server: counts, worker, key service, cache, queue';
+
+-- Runs once, here: wrong database or encoding is told at CREATE EXTENSION, not at the first use.
+CREATE FUNCTION vault._check_install() RETURNS void
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'vault_check_install';
+COMMENT ON FUNCTION vault._check_install() IS 'raises 55000 where this database cannot hold the vault';
+SELECT vault._check_install();

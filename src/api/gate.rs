@@ -1,0 +1,162 @@
+//! The gate: everything that is asked before an operation does anything.
+//!
+//! Order: can a vault live here at all → is this a context plaintext may enter → may this role do that to this name →
+//! may this address. All of it before any lookup: who has no right to a name does not learn whether it exists.
+//!
+//! Client backends, main thread. Later rights (policies, tokens, lockout) and the audit record join here, so that no
+//! operation can be written that forgets one of them.
+
+use std::cell::Cell;
+
+use hyperion_vault_core::IpNet;
+use hyperion_vault_core::policy::{Action, Caller, Peer, decide, narrow};
+use hyperion_vault_core::secret::SecretName;
+
+use crate::area;
+use crate::config;
+use crate::error::{Kind, Result, VaultError};
+use crate::pg::identity::{self, Origin};
+
+thread_local! {
+    /// Neither the library's preloading, nor the session's database, nor its encoding can change while it lasts (a
+    /// database in use cannot be renamed).
+    static FIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Refuses where a vault cannot live: not preloaded, another database, another encoding.
+pub fn environment() -> Result<()> {
+    if FIT.get() {
+        return Ok(());
+    }
+    area::get()?;
+    let name = identity::database_name();
+    if !config::is_vault_database(&name) {
+        return Err(VaultError::new(Kind::WrongState, "the vault does not live in this database")
+            .detail(format!(
+                "This is database \"{name}\"; hyperion_vault.database is \"{}\".",
+                config::database()
+            ))
+            .hint("Connect to that database, or set hyperion_vault.database and restart the server."));
+    }
+    if !identity::database_is_utf8() {
+        return Err(VaultError::new(Kind::WrongState, "the vault needs a database with encoding UTF8")
+            .hint("Create a database with ENCODING 'UTF8' TEMPLATE template0 and set hyperion_vault.database to it."));
+    }
+    FIT.set(true);
+    Ok(())
+}
+
+/// A name argument: present and well-formed.
+pub fn name(argument: Option<&str>) -> Result<SecretName<'_>> {
+    Ok(SecretName::parse(argument.ok_or_else(|| null("name"))?)?)
+}
+
+pub fn null(parameter: &str) -> VaultError {
+    VaultError::new(Kind::Invalid, format!("{parameter} must not be null"))
+}
+
+fn caller() -> Caller {
+    let role = identity::current_user();
+    if identity::is_superuser(role) {
+        return Caller { superuser: true, ..Caller::default() };
+    }
+    Caller {
+        superuser: false,
+        vault_reader: identity::has_privileges_of(role, c"vault_reader"),
+        vault_admin: identity::has_privileges_of(role, c"vault_admin"),
+        vault_user: identity::has_privileges_of(role, c"vault_user"),
+    }
+}
+
+/// Whether the current role may do any of `actions` to `name`, without a word.
+pub fn permitted(actions: &[Action], name: &str) -> bool {
+    let caller = caller();
+    actions.iter().any(|action| decide(&caller, *action, name).is_allowed())
+}
+
+/// Refuses unless the current role may do one of `actions` to `name`.
+pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
+    if permitted(actions, name) {
+        return Ok(());
+    }
+    let needed = match actions.first() {
+        Some(Action::Read | Action::Verify) => "vault_reader",
+        Some(Action::List) => "vault_reader or vault_admin",
+        _ => "vault_admin",
+    };
+    let action = actions.first().map_or("do that", |action| action.as_str());
+    Err(VaultError::new(Kind::Denied, format!("permission denied to {action} secret \"{name}\""))
+        .hint(format!("The role needs the privileges of {needed}.")))
+}
+
+/// The session's origin as the allowlist knows it.
+fn with_peer<R>(f: impl FnOnce(&Peer<'_>) -> R) -> R {
+    identity::with_origin(|origin| match origin {
+        Origin::UnixSocket => f(&Peer::Local),
+        Origin::Ip(address) => f(&Peer::Ip(*address)),
+        Origin::Worker(kind) => f(&Peer::Internal { bgw_type: kind }),
+        Origin::Autovacuum => f(&Peer::Autovacuum),
+        Origin::Other => f(&Peer::Unknown),
+    })
+}
+
+/// The same in words.
+fn shown(peer: &Peer<'_>) -> String {
+    match peer {
+        Peer::Local => "a Unix socket (local)".to_owned(),
+        Peer::Ip(address) => address.to_string(),
+        Peer::Internal { bgw_type } => format!("background worker \"{bgw_type}\" (internal)"),
+        Peer::Autovacuum => "autovacuum".to_owned(),
+        Peer::Unknown => "a process without a client".to_owned(),
+    }
+}
+
+/// Refuses contexts in which the result would end up somewhere this code does not see, and addresses that are not
+/// allowed. For everything that returns plaintext or tells whether a guess is right. Binds superusers too.
+pub fn plaintext() -> Result<()> {
+    if identity::in_restricted_operation() {
+        return Err(VaultError::new(
+            Kind::Denied,
+            "secrets cannot be read in a security-restricted operation",
+        )
+        .detail(
+            "Index expressions, materialized views, VACUUM and ANALYZE store what they compute in the clear.",
+        )
+        .hint("Call the function in a query of the session itself."));
+    }
+    let allowed = with_peer(|peer| config::with_allowlist(|list| list.allows(peer)));
+    if allowed { Ok(()) } else { Err(not_allowed("hyperion_vault.allowed_ips")) }
+}
+
+/// Refuses addresses outside a secret's own list, if it has one.
+pub fn narrowed(allowed_ips: Option<&[IpNet]>) -> Result<()> {
+    let Some(list) = allowed_ips else { return Ok(()) };
+    if with_peer(|peer| narrow(list, peer)) { Ok(()) } else { Err(not_allowed("the secret's allowed_ips")) }
+}
+
+fn not_allowed(list: &str) -> VaultError {
+    let detail = with_peer(|peer| format!("The client is {}; {list} does not list it.", shown(peer)));
+    let empty = list.starts_with("hyperion_vault") && config::with_allowlist(|list| list.is_empty());
+    let hint = if empty {
+        "hyperion_vault.allowed_ips is empty, which denies all: set it to addresses, CIDRs, local or internal, and reload."
+    } else {
+        "Add the client to the list, or connect from an address that is on it."
+    };
+    VaultError::new(Kind::Denied, "client address is not allowed").detail(detail).hint(hint)
+}
+
+/// Refuses where nothing can be written. Before any key service is called.
+pub fn writable() -> Result<()> {
+    if identity::in_recovery() {
+        return Err(VaultError::new(Kind::ReadOnly, "the vault cannot be changed on a standby")
+            .hint("Connect to the primary server."));
+    }
+    if identity::transaction_read_only() {
+        return Err(VaultError::new(
+            Kind::ReadOnly,
+            "the vault cannot be changed in a read-only transaction",
+        )
+        .hint("Start a READ WRITE transaction."));
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Data keys for the API: a fresh one for a version to be sealed, the one behind a stored version.
+//!
+//! Client backends, main thread. Order of things, always: ask the key service (which may take seconds) while holding
+//! no lock of ours, then lock, then check that what was assumed still holds, else start over. A DEK is bound to vault,
+//! secret and version by *ids*, so it stays good while version numbers move under it.
+
+use hyperion_vault_core::envelope::{self, Dek, DekContext, Id, Plaintext, SecretAad};
+
+use crate::dek_cache;
+use crate::error::{Kind, Result, VaultError};
+use crate::kms_client::{self, Generated};
+use crate::pg::spi::Spi;
+use crate::store::meta;
+use crate::store::secrets::{Fresh, Sealed};
+
+/// How often an operation starts over because others changed the same name meanwhile. Each round somebody else got
+/// through; ten in a row does not happen by accident.
+pub const ATTEMPTS: usize = 10;
+
+pub fn overtaken(name: &str) -> VaultError {
+    VaultError::new(
+        Kind::Conflict,
+        format!("could not change secret \"{name}\" because of concurrent changes"),
+    )
+    .hint("Try again.")
+}
+
+/// A DEK for a version that does not exist yet.
+pub struct NewVersion {
+    pub vault: Id,
+    pub secret: Id,
+    pub version_id: Id,
+    pub key: Generated,
+}
+
+impl NewVersion {
+    /// Asks the key service. Takes no lock.
+    pub fn prepare(secret: Id) -> Result<Self> {
+        let vault = match meta::vault_id()? {
+            Some(id) => id,
+            None => Id::random()?,
+        };
+        let version_id = Id::random()?;
+        let key = kms_client::generate(DekContext { vault, secret, version: version_id })?;
+        Ok(Self { vault, secret, version_id, key })
+    }
+
+    /// Whether the vault is still (or now becomes) the one the DEK was made for.
+    pub fn belongs(&self, spi: &Spi) -> Result<bool> {
+        Ok(meta::establish(spi, self.vault)? == self.vault)
+    }
+
+    /// Seals a value as the given version of the secret called `name`, and calls `store` with it.
+    pub fn seal<R>(
+        &self,
+        name: &str,
+        version: i32,
+        value: &Value<'_>,
+        store: impl FnOnce(&Fresh<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let payload = value.payload();
+        let aad = aad(self.vault, self.secret, name, version, value.format())?;
+        let sealed = envelope::seal(&self.key.dek, &aad, payload.as_bytes())?;
+        let context = DekContext { vault: self.vault, secret: self.secret, version: self.version_id };
+        dek_cache::sealed(context.cache_digest(&self.key.wrapped), &self.key.dek)?;
+        store(&Fresh {
+            version_id: self.version_id,
+            version,
+            format: value.format(),
+            sealed: &sealed,
+            key: &self.key,
+        })
+    }
+}
+
+/// A value to be sealed.
+pub enum Value<'a> {
+    Opaque(&'a str),
+    Userpass { username: &'a str, password: &'a str },
+}
+
+impl Value<'_> {
+    pub fn format(&self) -> envelope::Format {
+        match self {
+            Value::Opaque(_) => envelope::Format::Opaque,
+            Value::Userpass { .. } => envelope::Format::Userpass,
+        }
+    }
+
+    fn payload(&self) -> Plaintext {
+        match self {
+            Value::Opaque(value) => Plaintext::new(value.as_bytes().to_vec()),
+            Value::Userpass { username, password } => envelope::encode_userpass(username, password),
+        }
+    }
+}
+
+fn aad(vault: Id, secret: Id, name: &str, version: i32, format: envelope::Format) -> Result<SecretAad<'_>> {
+    let version = u32::try_from(version).map_err(|_| crate::store::secrets::unreadable())?;
+    Ok(SecretAad { vault, secret, name, version, format })
+}
+
+/// The key of a stored version, and the place it is sealed in.
+pub struct Opener {
+    vault: Id,
+    dek: Dek,
+}
+
+impl Opener {
+    /// The DEK from the cache, without asking anyone; None if it is not there.
+    pub fn cached(sealed: &Sealed) -> Result<Option<Self>> {
+        let vault = vault()?;
+        Ok(kms_client::cached(&context(vault, sealed).cache_digest(&sealed.wrapped))?
+            .map(|dek| Self { vault, dek }))
+    }
+
+    /// The DEK through the key service. May take seconds: look the version up again afterwards.
+    pub fn fetch(sealed: &Sealed) -> Result<Self> {
+        let vault = vault()?;
+        Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped)? })
+    }
+
+    pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Plaintext> {
+        let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
+        Ok(envelope::open(&self.dek, &aad, &sealed.sealed)?)
+    }
+
+    /// Straight into a result buffer of the right length.
+    pub fn open_into(&self, name: &str, sealed: &Sealed, out: &mut [u8]) -> Result<()> {
+        let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
+        Ok(envelope::open_into(&self.dek, &aad, &sealed.sealed, out)?)
+    }
+}
+
+fn vault() -> Result<Id> {
+    meta::vault_id()?.ok_or_else(|| {
+        VaultError::new(Kind::Corrupted, "stored secret cannot be authenticated")
+            .detail("vault.vault_meta has no row, but secrets exist.")
+            .hint("Restore vault.vault_meta together with the other tables of the vault.")
+    })
+}
+
+fn context(vault: Id, sealed: &Sealed) -> DekContext {
+    DekContext { vault, secret: sealed.secret, version: sealed.version_id }
+}
+
+/// Takes the keys of deleted versions out of the cache when the transaction commits.
+pub fn forget(secret: Id, versions: &[(Id, Vec<u8>)]) -> Result<()> {
+    if let Some(vault) = meta::vault_id()? {
+        for (version, wrapped) in versions {
+            dek_cache::deleted(DekContext { vault, secret, version: *version }.cache_digest(wrapped));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! `list_secrets`, `list_versions`: what may be known without reading a value.
+//!
+//! Client backends, main thread, primary or standby.
+
+use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::secret::{Pattern, Timestamp, VersionState};
+use pgrx::pg_sys::Datum;
+
+use super::gate;
+use crate::error::{Kind, Result, VaultError};
+use crate::pg::datum;
+use crate::pg::fcinfo::{Args, Return};
+use crate::pg::spi::Spi;
+use crate::pg::srf::RowSet;
+use crate::store::{secrets, versions};
+
+/// The most rows one call returns: each is about a kilobyte, and the result is held in memory.
+const MAX_ROWS: i32 = 10_000;
+
+/// `vault.list_secrets(pattern, after, max_rows)`.
+pub fn list_secrets(args: &Args) -> Result<Return> {
+    gate::environment()?;
+    let pattern = Pattern::parse(args.text(0).ok_or_else(|| gate::null("pattern"))?)?;
+    gate::authorize(&[Action::List], pattern.as_str())?;
+    let max_rows = args.int(2).ok_or_else(|| gate::null("max_rows"))?;
+    if !(1..=MAX_ROWS).contains(&max_rows) {
+        return Err(VaultError::new(Kind::Invalid, "max_rows is out of range")
+            .detail(format!("It is {max_rows}; from 1 to {MAX_ROWS} is allowed."))
+            .hint("Pass the last name of a page as \"after\" to get the next."));
+    }
+    let rows = RowSet::begin(args)?;
+    let spi = Spi::connect()?;
+    secrets::list(&spi, &pattern, args.text(1), max_rows, |info| rows.push_composite(info))?;
+    drop(spi);
+    rows.finish()
+}
+
+/// `vault.list_versions(name)`.
+pub fn list_versions(args: &Args) -> Result<Return> {
+    gate::environment()?;
+    let name = gate::name(args.text(0))?.as_str();
+    gate::authorize(&[Action::List], name)?;
+    let rows = RowSet::begin(args)?;
+    let now = Timestamp(crate::pg::clock());
+    let spi = Spi::connect()?;
+    let found = versions::list(&spi, name, |listed| {
+        let expires_at = listed.expires_at.map(|at| Timestamp(at.value() as i64));
+        let state = VersionState::at(now, listed.current, expires_at);
+        rows.push(&[
+            Some(Datum::from(listed.version)),
+            Some(datum::varlena(state.as_str().as_bytes())),
+            listed.created_at,
+            listed.expires_at,
+            listed.kms_key_id,
+        ]);
+    })?;
+    drop(spi);
+    if found == 0 {
+        return Err(VaultError::new(Kind::NotFound, format!("secret \"{name}\" does not exist")));
+    }
+    rows.finish()
+}

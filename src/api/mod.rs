@@ -1,0 +1,28 @@
+//! The SQL API: thin functions by noun. Each parses its arguments, passes the gate, calls, maps the error.
+//!
+//! Client backends, main thread. Declarations: sql/30_functions.sql.
+
+mod arguments;
+mod gate;
+mod install;
+mod keys;
+mod listing;
+mod read;
+mod status;
+mod write;
+
+use crate::pg::fcinfo::sql_function;
+
+sql_function!(vault_inside, pg_finfo_vault_inside, install::inside);
+sql_function!(vault_check_install, pg_finfo_vault_check_install, install::check);
+sql_function!(vault_create_secret, pg_finfo_vault_create_secret, write::create_secret);
+sql_function!(vault_put_secret, pg_finfo_vault_put_secret, write::put_secret);
+sql_function!(vault_update_secret, pg_finfo_vault_update_secret, write::update_secret);
+sql_function!(vault_rotate_secret, pg_finfo_vault_rotate_secret, write::rotate_secret);
+sql_function!(vault_delete_secret, pg_finfo_vault_delete_secret, write::delete_secret);
+sql_function!(vault_read_secret, pg_finfo_vault_read_secret, read::read_secret);
+sql_function!(vault_get_secret, pg_finfo_vault_get_secret, read::get_secret);
+sql_function!(vault_verify, pg_finfo_vault_verify, read::verify);
+sql_function!(vault_list_secrets, pg_finfo_vault_list_secrets, listing::list_secrets);
+sql_function!(vault_list_versions, pg_finfo_vault_list_versions, listing::list_versions);
+sql_function!(vault_status, pg_finfo_vault_status, status::status);

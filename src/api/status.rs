@@ -1,0 +1,91 @@
+//! `vault.status()`: one document that says how the vault on this server is.
+//!
+//! Client backends, main thread, primary or standby. Names no secret. Figures from shared memory are each of their
+//! own moment.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use hyperion_vault_core::cache::WAYS;
+use hyperion_vault_core::ipc::StateCounts;
+use serde_json::json;
+
+use super::gate;
+use crate::area::{self, Area};
+use crate::config::{self, KmsMode};
+use crate::error::Result;
+use crate::pg::fcinfo::{Args, Return};
+use crate::pg::spi::Spi;
+use crate::pg::{datum, identity, shmem};
+use crate::store::{meta, secrets, versions};
+
+pub fn status(_args: &Args) -> Result<Return> {
+    gate::environment()?;
+    let area = area::get()?;
+    let ((secrets, automatic), (superseded, grace)) = {
+        let spi = Spi::connect()?;
+        (secrets::count(&spi)?, versions::count(&spi)?)
+    };
+    let status = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "vault_id": meta::vault_id()?.map(|id| id.to_string()),
+        "in_recovery": identity::in_recovery(),
+        "secrets": secrets,
+        "automatic": automatic,
+        "active_versions": secrets,
+        "grace_versions": grace,
+        "retained_versions": superseded - grace,
+        "workers": [worker(&area)],
+        "kms": kms(&area),
+        "queue": queue(&area),
+        "cache": cache(&area),
+        "shared_memory": { "bytes": shmem::size(), "locked": shmem::locked() },
+    });
+    Ok(Return::Value(datum::jsonb(&status)))
+}
+
+fn worker(area: &Area) -> serde_json::Value {
+    let running = area.header.worker_proc().is_some();
+    let pid = area.header.worker_pid.load(Relaxed);
+    json!({
+        "name": "hyperion_vault kms",
+        "running": running,
+        "pid": running.then_some(pid),
+        "starts": area.header.epoch.current().map(|epoch| epoch.number()),
+        "started_at_unix": area.header.started_at.load(Relaxed),
+    })
+}
+
+fn kms(area: &Area) -> serde_json::Value {
+    let stats = &area.header.stats;
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
+    let last_error = crate::kms_worker::error_kind_name(stats.last_error_kind.load(Relaxed));
+    json!({
+        "mode": match config::kms_mode() { KmsMode::Aws => "aws", KmsMode::Local => "local" },
+        "usable": match stats.provider.load(Relaxed) { 1 => Some(true), 2 => Some(false), _ => None },
+        "calls": count(&stats.calls),
+        "failures": count(&stats.failures),
+        "retries": count(&stats.retries),
+        "coalesced": count(&stats.coalesced),
+        "in_flight": count(&stats.in_flight),
+        "last_error": last_error,
+        "last_error_at_unix": last_error.map(|_| count(&stats.last_error_at)),
+    })
+}
+
+fn queue(area: &Area) -> serde_json::Value {
+    let counts = StateCounts::of(area.slots);
+    let states: serde_json::Map<String, serde_json::Value> =
+        counts.iter().map(|(state, count)| (state.name().to_owned(), json!(count))).collect();
+    json!({ "slots": area.slots.len(), "states": states })
+}
+
+fn cache(area: &Area) -> serde_json::Value {
+    let totals = area.counters.totals();
+    json!({
+        "capacity": area.cache().sets() * WAYS,
+        "entries": area.cache().occupied(),
+        "hits": totals.hits,
+        "stale": totals.stale,
+        "misses": totals.misses,
+    })
+}

@@ -1,0 +1,134 @@
+//! What lies where in the extension's shared mapping, and who may touch it.
+//!
+//! | part | written by | read by |
+//! |---|---|---|
+//! | [`Header`] | the key-service worker (postmaster at start) | everyone |
+//! | slots | backend and worker in turn, by the slot's state | owner of the moment |
+//! | cache sets | worker inserts and sweeps; backends insert what they sealed, remove what they deleted | everyone, lock-free |
+//! | cache counters | everyone, striped | status |
+//!
+//! Made by the postmaster in the shared-memory start-up hook, zero-filled; sizes come from restart-only settings, so
+//! every process computes the same layout. The trap it avoids: a layout that depends on anything that can change
+//! while the server runs.
+
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use hyperion_vault_core::cache::{Counters, Set, Table, sets_for};
+use hyperion_vault_core::ipc::{EpochCounter, Slot};
+
+use crate::config;
+use crate::error::{Kind, Result, VaultError};
+use crate::pg::condvar::CondVar;
+use crate::pg::shmem;
+
+/// One per server.
+#[repr(C, align(64))]
+pub struct Header {
+    /// Process number of the running worker plus one; 0: none. Its own doing on start and exit.
+    worker_proc: AtomicI32,
+    pub worker_pid: AtomicI32,
+    /// Counts worker starts; each start recovers what its predecessor left.
+    pub epoch: EpochCounter,
+    pub started_at: AtomicU64,
+    pub stats: KmsStats,
+    /// Backends waiting for a free slot.
+    pub slot_freed: CondVar,
+}
+
+/// What the worker publishes of its service, copied after each turn of its loop. Counts are since its start.
+#[repr(C)]
+pub struct KmsStats {
+    pub calls: AtomicU64,
+    pub failures: AtomicU64,
+    pub retries: AtomicU64,
+    pub coalesced: AtomicU64,
+    pub in_flight: AtomicU64,
+    /// Kind of the last failure plus one; 0: none.
+    pub last_error_kind: AtomicU32,
+    /// Whether the provider could be opened: 0 not asked yet, 1 yes, 2 no.
+    pub provider: AtomicU32,
+    /// Unix seconds.
+    pub last_error_at: AtomicU64,
+}
+
+impl Header {
+    pub fn worker_proc(&self) -> Option<i32> {
+        // Acquire: pairs with the Release of `set_worker`, so that a worker seen here has recovered the slots.
+        self.worker_proc.load(Ordering::Acquire).checked_sub(1).filter(|number| *number >= 0)
+    }
+
+    /// The worker announces itself (Some) or takes leave (None).
+    pub fn set_worker(&self, proc_number: Option<i32>) {
+        // Release: pairs with the Acquire of `worker_proc`.
+        self.worker_proc.store(proc_number.map_or(0, |number| number + 1), Ordering::Release);
+    }
+}
+
+/// The parts of the mapping.
+#[derive(Clone, Copy)]
+pub struct Area {
+    pub header: &'static Header,
+    pub slots: &'static [Slot],
+    pub counters: &'static Counters,
+    sets: &'static [Set],
+}
+
+impl Area {
+    pub fn cache(&self) -> Table<'static> {
+        Table::from_sets(self.sets)
+    }
+}
+
+struct Layout {
+    slots: usize,
+    counters: usize,
+    sets: usize,
+    set_count: usize,
+    end: usize,
+}
+
+fn layout() -> Layout {
+    let aligned = |offset: usize| offset.next_multiple_of(128);
+    let slots = aligned(size_of::<Header>());
+    let counters = aligned(slots + config::queue_slots() * size_of::<Slot>());
+    let sets = aligned(counters + size_of::<Counters>());
+    let set_count = sets_for(config::dek_cache_size());
+    Layout { slots, counters, sets, set_count, end: sets + set_count * size_of::<Set>() }
+}
+
+/// Makes the mapping; again after a crash. Postmaster only.
+pub fn create() {
+    if let Err(error) = shmem::create(layout().end) {
+        pgrx::ereport!(
+            pgrx::PgLogLevel::FATAL,
+            pgrx::PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+            format!("could not map {} bytes of shared memory for hyperion_vault: {error}", layout().end),
+            "Reduce hyperion_vault.dek_cache_size or hyperion_vault.kms_queue_slots."
+        );
+    }
+    if let Some(area) = find() {
+        area.header.slot_freed.init();
+    }
+}
+
+fn find() -> Option<Area> {
+    let layout = layout();
+    Some(Area {
+        header: shmem::slice::<Header>(0, 1)?.first()?,
+        slots: shmem::slice(layout.slots, config::queue_slots())?,
+        counters: shmem::slice::<Counters>(layout.counters, 1)?.first()?,
+        sets: shmem::slice(layout.sets, layout.set_count)?,
+    })
+}
+
+/// The area of this server.
+pub fn get() -> Result<Area> {
+    find().ok_or_else(not_preloaded)
+}
+
+/// The library was not loaded by the postmaster: no worker, no shared memory.
+pub fn not_preloaded() -> VaultError {
+    VaultError::new(Kind::WrongState, "hyperion_vault is not preloaded")
+        .detail("The key-service worker and its shared memory are made when the server starts.")
+        .hint("Add hyperion_vault to shared_preload_libraries in postgresql.conf and restart the server.")
+}

@@ -1,0 +1,299 @@
+//! Every setting of the extension, one line each, under the reserved prefix `hyperion_vault.`.
+//!
+//! Defined in the postmaster at preload; read in every process, main thread. No secret is ever a setting's value.
+//! The trap it avoids: a check that needs the file system or the network. Those belong to the worker, which says
+//! what it found when it is asked.
+
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyperion_vault_core::policy::Allowlist;
+use hyperion_vault_core::secret::InvalidArgument;
+use hyperion_vault_kms::{Limits, LocalConfig, ProviderConfig, ServiceConfig};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+
+use crate::pg::guc::{check_hook, define_checked_string, reserve_prefix, with_str};
+
+/// Where data keys are wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum KmsMode {
+    #[name = c"aws"]
+    Aws,
+    #[name = c"local"]
+    Local,
+}
+
+type Str = GucSetting<Option<CString>>;
+type Int = GucSetting<i32>;
+
+static DATABASE: Str = Str::new(Some(c"postgres"));
+static ALLOWED_IPS: Str = Str::new(Some(c""));
+static KMS_MODE: GucSetting<KmsMode> = GucSetting::<KmsMode>::new(KmsMode::Aws);
+static LOCAL_MASTER_KEY_FILE: Str = Str::new(Some(c""));
+static KMS_MAX_RETRIES: Int = Int::new(5);
+static KMS_TIMEOUT_MS: Int = Int::new(10_000);
+static KMS_MAX_IN_FLIGHT: Int = Int::new(64);
+static KMS_QUEUE_SLOTS: Int = Int::new(256);
+static DEK_CACHE_SIZE: Int = Int::new(16_384);
+static DEK_CACHE_TTL_SECS: Int = Int::new(300);
+static DEK_CACHE_STALE_SECS: Int = Int::new(0);
+static KEEP_VERSIONS: Int = Int::new(5);
+static MAX_SECRET_BYTES: Int = Int::new(1_048_576);
+#[cfg(feature = "testing")]
+static TEST_FAULTS: Str = Str::new(Some(c""));
+
+fn check_allowed_ips(value: &str) -> Result<(), InvalidArgument> {
+    Allowlist::parse(value).map(drop)
+}
+
+fn check_key_file(value: &str) -> Result<(), InvalidArgument> {
+    if value.is_empty() || value.starts_with('/') {
+        return Ok(());
+    }
+    Err(InvalidArgument::new("the path is not absolute").hint("Give the key file's full path."))
+}
+
+fn check_database(value: &str) -> Result<(), InvalidArgument> {
+    // NAMEDATALEN - 1: a longer name cannot be a database's.
+    if (1..=63).contains(&value.len()) {
+        return Ok(());
+    }
+    Err(InvalidArgument::new("not a database name"))
+}
+
+#[cfg(feature = "testing")]
+fn check_faults(value: &str) -> Result<(), InvalidArgument> {
+    faults(value).map(drop)
+}
+
+#[cfg(feature = "testing")]
+fn faults(value: &str) -> Result<Option<hyperion_vault_kms::testing::Faults>, InvalidArgument> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    value.parse().map(Some).map_err(|e| InvalidArgument::new(format!("{e}")))
+}
+
+check_hook!(allowed_ips_hook, check_allowed_ips);
+check_hook!(key_file_hook, check_key_file);
+check_hook!(database_hook, check_database);
+#[cfg(feature = "testing")]
+check_hook!(faults_hook, check_faults);
+
+/// Defines all settings. Once, in `_PG_init`.
+pub fn define() {
+    use GucContext::{Postmaster, Sighup};
+    let plain = GucFlags::default();
+    let private = GucFlags::SUPERUSER_ONLY;
+
+    define_checked_string(
+        c"hyperion_vault.database",
+        c"The database the vault lives in.",
+        &DATABASE,
+        Postmaster,
+        plain,
+        database_hook,
+    );
+    define_checked_string(
+        c"hyperion_vault.allowed_ips",
+        c"Client addresses that may read and verify: addresses, CIDRs, local, internal. Empty denies all.",
+        &ALLOWED_IPS,
+        Sighup,
+        private,
+        allowed_ips_hook,
+    );
+    GucRegistry::define_enum_guc(
+        c"hyperion_vault.kms_mode",
+        c"The key service that wraps data keys.",
+        c"",
+        &KMS_MODE,
+        Sighup,
+        plain,
+    );
+    define_checked_string(
+        c"hyperion_vault.local_master_key_file",
+        c"File with the 32-byte master key of kms_mode local: mode 0600, owned by the server's user, outside the data directory.",
+        &LOCAL_MASTER_KEY_FILE,
+        Sighup,
+        private,
+        key_file_hook,
+    );
+    #[cfg(feature = "testing")]
+    define_checked_string(
+        c"hyperion_vault.test_faults",
+        c"Faults injected into the key service (test builds only).",
+        &TEST_FAULTS,
+        Sighup,
+        private,
+        faults_hook,
+    );
+
+    let int = |name, description, setting: &'static Int, min, max, context, flags| {
+        GucRegistry::define_int_guc(name, description, c"", setting, min, max, context, flags);
+    };
+    int(
+        c"hyperion_vault.kms_max_retries",
+        c"Further attempts after a retryable failure of the key service.",
+        &KMS_MAX_RETRIES,
+        0,
+        20,
+        Sighup,
+        plain,
+    );
+    int(
+        c"hyperion_vault.kms_timeout_ms",
+        c"How long a session waits for the key service, queueing included.",
+        &KMS_TIMEOUT_MS,
+        10,
+        600_000,
+        Sighup,
+        GucFlags::UNIT_MS,
+    );
+    int(
+        c"hyperion_vault.kms_max_in_flight",
+        c"Calls to the key service at one time.",
+        &KMS_MAX_IN_FLIGHT,
+        1,
+        1024,
+        Sighup,
+        plain,
+    );
+    // The largest values keep the whole area (15 kB a slot, 88 B a cached key) below 2 GB.
+    int(
+        c"hyperion_vault.kms_queue_slots",
+        c"Requests that can wait for the key service at one time.",
+        &KMS_QUEUE_SLOTS,
+        4,
+        8192,
+        Postmaster,
+        plain,
+    );
+    int(
+        c"hyperion_vault.dek_cache_size",
+        c"Unwrapped data keys kept in shared memory.",
+        &DEK_CACHE_SIZE,
+        8,
+        16_777_216,
+        Postmaster,
+        plain,
+    );
+    int(c"hyperion_vault.dek_cache_ttl_secs", c"How long an unwrapped data key is used without asking the key service again; 0 turns the cache off.", &DEK_CACHE_TTL_SECS, 0, 86_400, Sighup, GucFlags::UNIT_S);
+    int(
+        c"hyperion_vault.dek_cache_stale_secs",
+        c"How much longer while the key service is unreachable.",
+        &DEK_CACHE_STALE_SECS,
+        0,
+        604_800,
+        Sighup,
+        GucFlags::UNIT_S,
+    );
+    int(
+        c"hyperion_vault.keep_versions",
+        c"Superseded versions retained for rolling back.",
+        &KEEP_VERSIONS,
+        0,
+        1000,
+        Sighup,
+        plain,
+    );
+    int(
+        c"hyperion_vault.max_secret_bytes",
+        c"Longest value of a secret.",
+        &MAX_SECRET_BYTES,
+        1,
+        268_435_456,
+        Sighup,
+        GucFlags::UNIT_BYTE,
+    );
+    reserve_prefix(c"hyperion_vault");
+}
+
+/// Whether `name` is the database the vault lives in.
+pub fn is_vault_database(name: &str) -> bool {
+    with_str(&DATABASE, |database| database == name)
+}
+
+pub fn database() -> String {
+    with_str(&DATABASE, str::to_owned)
+}
+
+thread_local! {
+    /// The parsed allowlist beside the text it was parsed from.
+    static PARSED: RefCell<(String, Allowlist)> = RefCell::default();
+}
+
+/// Runs `f` with the allowlist in force, parsed once per change. A text that does not parse (it was refused at
+/// reload, so this cannot be) denies all.
+pub fn with_allowlist<R>(f: impl FnOnce(&Allowlist) -> R) -> R {
+    PARSED.with_borrow_mut(|(text, parsed)| {
+        with_str(&ALLOWED_IPS, |now| {
+            if now != text {
+                *parsed = Allowlist::parse(now).unwrap_or_default();
+                now.clone_into(text);
+            }
+        });
+        f(parsed)
+    })
+}
+
+fn non_negative(setting: &Int) -> usize {
+    // Every range above starts at 0 or more.
+    setting.get().max(0) as usize
+}
+
+pub fn kms_timeout() -> Duration {
+    Duration::from_millis(non_negative(&KMS_TIMEOUT_MS) as u64)
+}
+
+pub fn queue_slots() -> usize {
+    non_negative(&KMS_QUEUE_SLOTS)
+}
+
+pub fn dek_cache_size() -> usize {
+    non_negative(&DEK_CACHE_SIZE)
+}
+
+pub fn dek_cache_ttl_ms() -> u64 {
+    non_negative(&DEK_CACHE_TTL_SECS) as u64 * 1000
+}
+
+pub fn dek_cache_stale_ms() -> u64 {
+    non_negative(&DEK_CACHE_STALE_SECS) as u64 * 1000
+}
+
+pub fn keep_versions() -> i32 {
+    KEEP_VERSIONS.get()
+}
+
+pub fn max_secret_bytes() -> usize {
+    non_negative(&MAX_SECRET_BYTES)
+}
+
+pub fn kms_mode() -> KmsMode {
+    KMS_MODE.get()
+}
+
+/// What the key-service worker runs with.
+pub fn service() -> ServiceConfig {
+    let timeout = kms_timeout();
+    ServiceConfig {
+        provider: match KMS_MODE.get() {
+            KmsMode::Aws => ProviderConfig::Aws,
+            KmsMode::Local => ProviderConfig::Local(LocalConfig {
+                key_file: PathBuf::from(with_str(&LOCAL_MASTER_KEY_FILE, str::to_owned)),
+                data_directory: PathBuf::from(crate::pg::data_dir()),
+            }),
+        },
+        limits: Limits {
+            max_in_flight: non_negative(&KMS_MAX_IN_FLIGHT),
+            max_jobs: queue_slots(),
+            max_retries: KMS_MAX_RETRIES.get().max(0) as u32,
+            // A call that hangs leaves time for two more within the caller's deadline.
+            attempt_timeout: timeout / 3,
+        },
+        #[cfg(feature = "testing")]
+        faults: with_str(&TEST_FAULTS, |text| faults(text).ok().flatten()),
+    }
+}

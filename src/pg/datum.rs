@@ -1,0 +1,214 @@
+//! Values between Postgres' representation and ours.
+//!
+//! Main thread only. Results are allocated in the current memory context, as the server expects of a function.
+
+use std::ffi::{CStr, c_char};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hyperion_vault_core::IpNet;
+use hyperion_vault_core::envelope::Id;
+use pgrx::pg_sys::{self, Datum};
+
+/// A C string of the server, with anything that is not UTF-8 replaced.
+///
+/// # Safety
+/// `text` is null or a NUL-terminated string.
+pub unsafe fn cstr_lossy(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: as the caller promises.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// The bytes of a text or bytea datum, detoasted where it must be.
+///
+/// # Safety
+/// `datum` is a varlena that stays in place for `'a`: an argument of the running function, or a column of a tuple
+/// the caller holds. A detoasted copy lives in the current memory context, which must outlive `'a` too.
+pub unsafe fn varlena_bytes<'a>(datum: Datum) -> &'a [u8] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let packed = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        pgrx::varlena::varlena_to_byte_slice(packed)
+    }
+}
+
+/// The header of a varlena with a four-byte length.
+const VARHDRSZ: usize = 4;
+
+/// A new varlena of `len` payload bytes, filled in place: the value is never in a buffer of ours that would have to
+/// be wiped. On an error the allocation is wiped and freed.
+pub fn varlena_with<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Datum, E> {
+    // SAFETY: palloc returns len + 4 writable bytes or raises; the slice covers exactly the payload, zeroed first
+    // so that no uninitialised memory is seen.
+    unsafe {
+        let base = pg_sys::palloc0(len + VARHDRSZ).cast::<u8>();
+        pgrx::varlena::set_varsize_4b(base.cast(), (len + VARHDRSZ) as i32);
+        let payload = std::slice::from_raw_parts_mut(base.add(VARHDRSZ), len);
+        match fill(payload) {
+            Ok(()) => Ok(Datum::from(base)),
+            Err(e) => {
+                zeroize::Zeroize::zeroize(payload);
+                pg_sys::pfree(base.cast());
+                Err(e)
+            }
+        }
+    }
+}
+
+/// A new varlena holding a copy of `bytes`: a text or a bytea.
+pub fn varlena(bytes: &[u8]) -> Datum {
+    varlena_with::<std::convert::Infallible>(bytes.len(), |out| {
+        out.copy_from_slice(bytes);
+        Ok(())
+    })
+    .unwrap_or_else(|never| match never {})
+}
+
+/// A uuid datum: a pointer to 16 bytes.
+pub fn uuid(id: Id) -> Datum {
+    // SAFETY: palloc returns 16 writable bytes or raises.
+    unsafe {
+        let place = pg_sys::palloc(16).cast::<[u8; 16]>();
+        place.write(id.0);
+        Datum::from(place)
+    }
+}
+
+/// # Safety
+/// `datum` is a uuid.
+pub unsafe fn uuid_from(datum: Datum) -> Id {
+    // SAFETY: a uuid datum points to 16 bytes (byte alignment).
+    Id(unsafe { datum.cast_mut_ptr::<[u8; 16]>().read() })
+}
+
+/// The address family byte of an inet or cidr value (utils/inet.h: AF_INET, and AF_INET + 1 for IPv6).
+const PGSQL_AF_INET: u8 = libc::AF_INET as u8;
+const PGSQL_AF_INET6: u8 = PGSQL_AF_INET + 1;
+
+/// An inet or cidr value. None for anything that is not one.
+///
+/// # Safety
+/// `datum` is an inet or cidr varlena.
+pub unsafe fn inet(datum: Datum) -> Option<IpNet> {
+    // SAFETY: as the caller promises. Payload: family, prefix length, then 4 or 16 address bytes.
+    let bytes = unsafe { varlena_bytes(datum) };
+    let (&[family, bits], rest) = bytes.split_first_chunk::<2>()?;
+    let address: IpAddr = match family {
+        PGSQL_AF_INET => Ipv4Addr::from(*rest.first_chunk::<4>()?).into(),
+        PGSQL_AF_INET6 => Ipv6Addr::from(*rest.first_chunk::<16>()?).into(),
+        _ => return None,
+    };
+    IpNet::new(address, bits).ok()
+}
+
+/// The elements of a one-dimensional array of a by-reference type, nulls as None.
+///
+/// # Safety
+/// `datum` is an array whose element type has the given length and alignment; the array stays in place while the
+/// result is used.
+pub unsafe fn array_elements(
+    datum: Datum,
+    element_type: pg_sys::Oid,
+    length: i32,
+    align: u8,
+) -> Vec<Option<Datum>> {
+    let mut values: *mut Datum = std::ptr::null_mut();
+    let mut nulls: *mut bool = std::ptr::null_mut();
+    let mut count = 0;
+    // SAFETY: as the caller promises; deconstruct_array sets the three results.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        pg_sys::deconstruct_array(
+            array,
+            element_type,
+            length,
+            false,
+            align as c_char,
+            &mut values,
+            &mut nulls,
+            &mut count,
+        );
+        (0..count as usize).map(|i| (!*nulls.add(i)).then(|| *values.add(i))).collect()
+    }
+}
+
+/// The networks of a `cidr[]`. None if an element is null or not an address: the caller must refuse.
+///
+/// # Safety
+/// `datum` is a `cidr[]`.
+pub unsafe fn cidr_array(datum: Datum) -> Option<Vec<IpNet>> {
+    // SAFETY: cidr is a varlena with int alignment (pg_type).
+    let elements = unsafe { array_elements(datum, pg_sys::CIDROID, -1, b'i') };
+    // SAFETY: the elements of a cidr[] are cidr values.
+    elements.into_iter().map(|element| unsafe { inet(element?) }).collect()
+}
+
+/// The strings of a `text[]`. None if an element is null or not UTF-8.
+///
+/// # Safety
+/// `datum` is a `text[]`.
+pub unsafe fn text_array(datum: Datum) -> Option<Vec<String>> {
+    // SAFETY: text is a varlena with int alignment (pg_type).
+    let elements = unsafe { array_elements(datum, pg_sys::TEXTOID, -1, b'i') };
+    elements
+        .into_iter()
+        // SAFETY: the elements of a text[] are texts, in place as long as the array is.
+        .map(|element| std::str::from_utf8(unsafe { varlena_bytes(element?) }).ok().map(str::to_owned))
+        .collect()
+}
+
+/// The text form of a jsonb value.
+///
+/// # Safety
+/// `datum` is a jsonb.
+pub unsafe fn jsonb_text(datum: Datum) -> String {
+    // SAFETY: as the caller promises; JsonbToCString allocates its result in the current context.
+    unsafe {
+        let jsonb = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
+        let text = pg_sys::JsonbToCString(
+            std::ptr::null_mut(),
+            &mut (*jsonb).root,
+            pgrx::varsize(jsonb.cast()) as i32,
+        );
+        cstr_lossy(text)
+    }
+}
+
+/// A jsonb from its text form, which must be valid.
+pub fn jsonb(value: &serde_json::Value) -> Datum {
+    use pgrx::IntoDatum;
+    // A jsonb datum is never null.
+    pgrx::JsonB(value.clone()).into_datum().unwrap_or(Datum::null())
+}
+
+/// The parts of an interval: months, days, microseconds.
+///
+/// # Safety
+/// `datum` is an interval.
+pub unsafe fn interval(datum: Datum) -> (i32, i32, i64) {
+    // SAFETY: an interval datum points to an Interval.
+    let parts = unsafe { &*datum.cast_mut_ptr::<pg_sys::Interval>() };
+    (parts.month, parts.day, parts.time)
+}
+
+/// The enum value of that label. The type must have it.
+pub fn enum_value(type_name: &str, label: &str) -> Datum {
+    pgrx::enum_helper::lookup_enum_by_label(type_name, label)
+}
+
+/// A copy of a by-reference value with a length word (text, bytea, jsonb, a composite) in the current memory context.
+///
+/// # Safety
+/// `datum` is a varlena or composite that is in place during the call.
+pub unsafe fn copy_varlena(datum: Datum) -> Datum {
+    // SAFETY: as the caller promises: its length word tells how many bytes are there; palloc gives as many.
+    unsafe {
+        let source = datum.cast_mut_ptr::<pg_sys::varlena>();
+        let len = pgrx::varlena::varsize_any(source);
+        let copy = pg_sys::palloc(len);
+        std::ptr::copy_nonoverlapping(source.cast::<u8>(), copy.cast::<u8>(), len);
+        Datum::from(copy)
+    }
+}

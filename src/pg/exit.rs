@@ -1,0 +1,73 @@
+//! Callbacks at the ends of things: of a process, of a transaction.
+//!
+//! Main thread only. FATAL (pg_terminate_backend) does not unwind Rust frames: what must be given back then is
+//! given back here, not in a destructor.
+
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use pgrx::pg_sys;
+
+/// Runs `f` when this process leaves shared memory in any orderly way, before it loses its latch and locks.
+/// Once per process and function; `f` must not raise.
+pub fn before_exit(f: fn()) {
+    // SAFETY: the argument carries a plain function pointer, turned back in `run`.
+    unsafe { pg_sys::before_shmem_exit(Some(run), pg_sys::Datum::from(f as *const () as usize)) };
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn run(_code: i32, arg: pg_sys::Datum) {
+    // SAFETY: `arg` is the function pointer that `before_exit` passed.
+    let f: fn() = unsafe { std::mem::transmute::<usize, fn()>(arg.value()) };
+    f();
+}
+
+/// How a transaction or subtransaction ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Commit,
+    Abort,
+}
+
+static AT_XACT_END: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Runs `f(end)` at the end of every top-level transaction (prepare counts as commit), and with
+/// [`End::Abort`] at the rollback of a subtransaction. `f` must not raise. One function per process.
+pub fn at_transaction_end(f: fn(End)) {
+    if AT_XACT_END.swap(f as *mut (), Ordering::Relaxed).is_null() {
+        // SAFETY: callbacks stay registered for the life of the process, as do these functions.
+        unsafe {
+            pg_sys::RegisterXactCallback(Some(xact), std::ptr::null_mut());
+            pg_sys::RegisterSubXactCallback(Some(subxact), std::ptr::null_mut());
+        }
+    }
+}
+
+fn tell(end: End) {
+    let f = AT_XACT_END.load(Ordering::Relaxed);
+    if !f.is_null() {
+        // SAFETY: AT_XACT_END only ever holds a `fn(End)`.
+        let f: fn(End) = unsafe { std::mem::transmute::<*mut (), fn(End)>(f) };
+        f(end);
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn xact(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => tell(End::Commit),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => tell(End::Abort),
+        _ => {}
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn subxact(
+    event: pg_sys::SubXactEvent::Type,
+    _id: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        tell(End::Abort);
+    }
+}

@@ -1,0 +1,48 @@
+//! The only unsafe code of the extension: one small safe wrapper per server facility.
+//!
+//! Everything here runs on a Postgres process's main thread (pgrx panics elsewhere). Everything outside `src/pg`
+//! is safe Rust over these wrappers. The trap it avoids: an invariant of the server that is kept in one place and
+//! forgotten in the next.
+
+pub mod condvar;
+pub mod datum;
+pub mod exit;
+pub mod fcinfo;
+pub mod guc;
+pub mod identity;
+pub mod latch;
+pub mod scan;
+pub mod scope;
+pub mod shmem;
+pub mod spi;
+pub mod srf;
+pub mod worker;
+
+use pgrx::pg_sys;
+
+/// Whether `_PG_init` runs because of `shared_preload_libraries`, in the postmaster (or a standalone backend).
+pub fn preloading() -> bool {
+    // SAFETY: a plain read of a flag that the main thread alone writes.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Milliseconds of a clock that never steps back and is the same in every process of this machine.
+pub fn monotonic_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // The coarse clock (a few ms) is read without a system call; lifetimes are seconds.
+    // SAFETY: `now` is a valid timespec to write to; the clock id exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    (now.tv_sec as u64) * 1000 + (now.tv_nsec as u64) / 1_000_000
+}
+
+/// The server's data directory, as an absolute path.
+pub fn data_dir() -> String {
+    // SAFETY: DataDir is set before any library is loaded and never changes.
+    unsafe { datum::cstr_lossy(pg_sys::DataDir) }
+}
+
+/// `clock_timestamp()`: microseconds since 2000-01-01 00:00 UTC, the server's own measure.
+pub fn clock() -> i64 {
+    // SAFETY: no arguments.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}

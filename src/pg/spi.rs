@@ -1,0 +1,239 @@
+//! SQL of our own: prepared once per backend, run inside a [`ServiceScope`] under the latest snapshot.
+//!
+//! The latest snapshot, not the transaction's: in a REPEATABLE READ session keys, versions and expiry are judged as
+//! they are now. Plans are kept, and are safe to keep because the scope pins `search_path` whenever they are run or
+//! planned anew (a caller's own `=` operator is never seen).
+//!
+//! Client backends and database workers, main thread; not in parallel mode.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use hyperion_vault_core::envelope::Id;
+use pgrx::pg_sys::{self, Datum, Oid};
+
+use super::datum;
+use super::scope::ServiceScope;
+use crate::error::{Result, VaultError};
+
+/// A statement with its parameter types. Make it a `static`: the plan is kept in it, per process.
+pub struct Statement {
+    sql: &'static CStr,
+    types: &'static [Oid],
+    plan: AtomicPtr<pg_sys::_SPI_plan>,
+}
+
+impl Statement {
+    pub const fn new(sql: &'static CStr, types: &'static [Oid]) -> Self {
+        Self { sql, types, plan: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+/// A bound parameter.
+pub enum Bind<'a> {
+    Text(&'a str),
+    OptText(Option<&'a str>),
+    Bytes(&'a [u8]),
+    Uuid(Id),
+    Int(i32),
+    OptInt(Option<i32>),
+    Bool(bool),
+    /// A value as it came in, of the statement's declared type.
+    Raw(Option<Datum>),
+}
+
+impl Bind<'_> {
+    fn datum(&self) -> Option<Datum> {
+        match self {
+            Bind::Text(text) => Some(datum::varlena(text.as_bytes())),
+            Bind::OptText(text) => text.map(|text| datum::varlena(text.as_bytes())),
+            Bind::Bytes(bytes) => Some(datum::varlena(bytes)),
+            Bind::Uuid(id) => Some(datum::uuid(*id)),
+            Bind::Int(value) => Some(Datum::from(*value)),
+            Bind::OptInt(value) => value.map(Datum::from),
+            Bind::Bool(value) => Some(Datum::from(*value)),
+            Bind::Raw(datum) => *datum,
+        }
+    }
+}
+
+/// An open SPI connection inside the service scope. One at a time per call of ours.
+pub struct Spi {
+    /// The context that was current before: results are copied there.
+    caller: pg_sys::MemoryContext,
+    // Dropped after the connection is closed (fields drop after `drop` runs).
+    _scope: ServiceScope,
+}
+
+impl Spi {
+    pub fn connect() -> Result<Self> {
+        let scope = ServiceScope::enter()?;
+        // SAFETY: a plain read; SPI_connect switches to its own context.
+        let caller = unsafe { pg_sys::CurrentMemoryContext };
+        // SAFETY: no arguments; nesting is allowed.
+        if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
+            return Err(VaultError::internal("SPI_connect failed"));
+        }
+        Ok(Self { caller, _scope: scope })
+    }
+
+    /// Runs the statement; its rows (of a SELECT or RETURNING) stay valid until the connection is closed.
+    pub fn run(&self, statement: &Statement, binds: &[Bind<'_>]) -> Result<Rows<'_>> {
+        assert!(binds.len() == statement.types.len(), "parameters do not match the statement");
+        let plan = prepared(statement)?;
+        let mut nulls = vec![b' ' as std::ffi::c_char; binds.len()];
+        let mut values: Vec<Datum> = binds
+            .iter()
+            .zip(&mut nulls)
+            .map(|(bind, null)| {
+                bind.datum().unwrap_or_else(|| {
+                    *null = b'n' as std::ffi::c_char;
+                    Datum::null()
+                })
+            })
+            .collect();
+        // SAFETY: the plan is saved and valid; values and nulls have one entry per parameter; the snapshot is
+        // registered for the duration (SPI pushes a copy of it). An error unwinds, and the abort releases it.
+        unsafe {
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let code = pg_sys::SPI_execute_snapshot(
+                plan,
+                values.as_mut_ptr(),
+                nulls.as_ptr(),
+                snapshot,
+                ptr::null_mut(),
+                false,
+                true,
+                0,
+            );
+            pg_sys::UnregisterSnapshot(snapshot);
+            if code < 0 {
+                return Err(VaultError::internal(format!("SPI_execute_snapshot failed with code {code}")));
+            }
+            Ok(Rows {
+                table: pg_sys::SPI_tuptable,
+                count: pg_sys::SPI_processed as usize,
+                caller: self.caller,
+                _connection: std::marker::PhantomData,
+            })
+        }
+    }
+}
+
+impl Drop for Spi {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: the connection is ours and open; while an error unwinds, the abort closes it instead.
+            unsafe { pg_sys::SPI_finish() };
+        }
+    }
+}
+
+fn prepared(statement: &Statement) -> Result<pg_sys::SPIPlanPtr> {
+    let kept = statement.plan.load(Ordering::Relaxed);
+    if !kept.is_null() {
+        return Ok(kept);
+    }
+    // SAFETY: valid SQL and types; SPI_keepplan moves the plan out of the connection's memory.
+    unsafe {
+        let plan = pg_sys::SPI_prepare(
+            statement.sql.as_ptr(),
+            statement.types.len() as i32,
+            statement.types.as_ptr().cast_mut(),
+        );
+        if plan.is_null() || pg_sys::SPI_keepplan(plan) != 0 {
+            return Err(VaultError::internal("SPI_prepare failed"));
+        }
+        statement.plan.store(plan, Ordering::Relaxed);
+        Ok(plan)
+    }
+}
+
+/// The result of a statement.
+pub struct Rows<'a> {
+    table: *mut pg_sys::SPITupleTable,
+    count: usize,
+    caller: pg_sys::MemoryContext,
+    _connection: std::marker::PhantomData<&'a Spi>,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows returned, or changed by a statement that returns none.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
+        let rows = if self.table.is_null() { 0 } else { self.count };
+        (0..rows).map(|index| Row { rows: self, index })
+    }
+
+    pub fn first(&self) -> Option<Row<'_>> {
+        self.iter().next()
+    }
+}
+
+/// One row; columns count from 1, as in SPI.
+pub struct Row<'a> {
+    rows: &'a Rows<'a>,
+    index: usize,
+}
+
+impl Row<'_> {
+    pub fn raw(&self, column: i32) -> Option<Datum> {
+        let mut null = false;
+        // SAFETY: the table has `count` tuples; SPI_getbinval reports a column that does not exist as NULL.
+        let value = unsafe {
+            let tuple = *(*self.rows.table).vals.add(self.index);
+            pg_sys::SPI_getbinval(tuple, (*self.rows.table).tupdesc, column, &mut null)
+        };
+        (!null).then_some(value)
+    }
+
+    pub fn text(&self, column: i32) -> Option<&str> {
+        // SAFETY: the statement's column is text (or bytea read as such); it lives as long as the connection.
+        self.raw(column).and_then(|d| std::str::from_utf8(unsafe { datum::varlena_bytes(d) }).ok())
+    }
+
+    pub fn bytes(&self, column: i32) -> Option<&[u8]> {
+        // SAFETY: the statement's column is bytea; it lives as long as the connection.
+        self.raw(column).map(|d| unsafe { datum::varlena_bytes(d) })
+    }
+
+    pub fn uuid(&self, column: i32) -> Option<Id> {
+        // SAFETY: the statement's column is uuid.
+        self.raw(column).map(|d| unsafe { datum::uuid_from(d) })
+    }
+
+    pub fn int(&self, column: i32) -> Option<i32> {
+        self.raw(column).map(|d| d.value() as i32)
+    }
+
+    pub fn bigint(&self, column: i32) -> Option<i64> {
+        self.raw(column).map(|d| d.value() as i64)
+    }
+
+    pub fn bool(&self, column: i32) -> Option<bool> {
+        self.raw(column).map(|d| d.value() != 0)
+    }
+
+    /// A `jsonb` column in text form.
+    pub fn jsonb(&self, column: i32) -> Option<String> {
+        // SAFETY: the statement's column is jsonb.
+        self.raw(column).map(|d| unsafe { datum::jsonb_text(d) })
+    }
+
+    /// A copy of a by-reference column in the memory the caller had before the connection: a function's result.
+    pub fn result(&self, column: i32) -> Option<Datum> {
+        let value = self.raw(column)?;
+        // SAFETY: a varlena or composite datum (both start with a length word); copied into the caller's context,
+        // and the current context is put back.
+        unsafe {
+            let before = pg_sys::MemoryContextSwitchTo(self.rows.caller);
+            let copy = datum::copy_varlena(value);
+            pg_sys::MemoryContextSwitchTo(before);
+            Some(copy)
+        }
+    }
+}

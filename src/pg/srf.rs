@@ -1,0 +1,77 @@
+//! Set-returning functions, materialised in memory.
+//!
+//! The store is sized by us: the server's default (work_mem) would spill rows, values among them, to a temporary
+//! file. Client backends, main thread.
+
+use pgrx::pg_sys::{self, Datum};
+
+use super::fcinfo::{Args, Return};
+use crate::error::{Kind, Result, VaultError};
+
+/// Collects the rows of a set-returning call. Make it before opening an SPI connection.
+pub struct RowSet {
+    store: *mut pg_sys::Tuplestorestate,
+    desc: pg_sys::TupleDesc,
+}
+
+/// Upper bound of what one call may hold in memory, in KiB. Never reached by design (the callers cap their rows);
+/// it only has to be larger than what they can return, so that the store never turns to disk.
+const MAX_KIB: i32 = 1 << 20;
+
+impl RowSet {
+    pub fn begin(args: &Args) -> Result<Self> {
+        // SAFETY: fcinfo is that of the running call; resultinfo, where set, is a node the executor owns.
+        unsafe {
+            let info = (*args.raw()).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+            if info.is_null()
+                || (*info).type_ != pg_sys::NodeTag::T_ReturnSetInfo
+                || (*info).allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize as i32 == 0
+            {
+                return Err(VaultError::new(
+                    Kind::Invalid,
+                    "set-returning function called where a set is not allowed",
+                )
+                .hint("Call it in FROM."));
+            }
+            let context = (*(*info).econtext).ecxt_per_query_memory;
+            let before = pg_sys::MemoryContextSwitchTo(context);
+            let desc = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
+            let store = pg_sys::tuplestore_begin_heap(true, false, MAX_KIB);
+            pg_sys::MemoryContextSwitchTo(before);
+            (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+            (*info).setResult = store;
+            (*info).setDesc = desc;
+            Ok(Self { store, desc })
+        }
+    }
+
+    /// Adds a row: one value per column, None for NULL. The values are copied.
+    pub fn push(&self, values: &[Option<Datum>]) {
+        let nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+        let values: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::null())).collect();
+        // SAFETY: the store and descriptor live in the query's memory; one value per column is asserted.
+        unsafe {
+            assert!((*self.desc).natts as usize == values.len(), "row does not match the declared result");
+            pg_sys::tuplestore_putvalues(self.store, self.desc, values.as_ptr(), nulls.as_ptr());
+        }
+    }
+
+    /// The columns of a composite value as a row.
+    pub fn push_composite(&self, composite: Datum) {
+        // SAFETY: `composite` is a datum of the declared row type; its header gives the tuple's length.
+        unsafe {
+            let header =
+                pg_sys::pg_detoast_datum(composite.cast_mut_ptr()).cast::<pg_sys::HeapTupleHeaderData>();
+            let mut tuple = pg_sys::HeapTupleData {
+                t_len: pgrx::heap_tuple_header_get_datum_length(header) as u32,
+                t_data: header,
+                ..Default::default()
+            };
+            pg_sys::tuplestore_puttuple(self.store, &mut tuple);
+        }
+    }
+
+    pub fn finish(self) -> Result<Return> {
+        Ok(Return::Null)
+    }
+}

@@ -1,0 +1,44 @@
+//! `vault.vault_meta`: which vault this is.
+//!
+//! The id is made by the first transaction that seals anything, not by CREATE EXTENSION, so that a dump restores into
+//! an empty table. Client backends, main thread.
+
+use hyperion_vault_core::envelope::Id;
+use pgrx::pg_sys;
+
+use crate::error::Result;
+use crate::pg::scan::IndexedTable;
+use crate::pg::spi::{Bind, Spi, Statement};
+
+thread_local! {
+    static META: IndexedTable = const { IndexedTable::new(c"vault_meta", c"vault_meta_pkey") };
+}
+
+const VAULT_ID: i16 = 2;
+
+/// The vault's id as of now, None while nothing has been sealed.
+pub fn vault_id() -> Result<Option<Id>> {
+    let mut id = None;
+    META.with(|meta| {
+        meta.each(&[], |row| {
+            id = row.uuid(VAULT_ID);
+            Ok(false)
+        })
+    })?;
+    Ok(id)
+}
+
+static ESTABLISH: Statement = Statement::new(
+    c"INSERT INTO vault.vault_meta (vault_id, created_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING",
+    &[pg_sys::UUIDOID],
+);
+
+/// Makes `candidate` the vault's id unless it has one, and returns the id it has. May wait for another session's
+/// first seal to commit or roll back.
+pub fn establish(spi: &Spi, candidate: Id) -> Result<Id> {
+    if let Some(id) = vault_id()? {
+        return Ok(id);
+    }
+    spi.run(&ESTABLISH, &[Bind::Uuid(candidate)])?;
+    Ok(vault_id()?.unwrap_or(candidate))
+}

@@ -1,0 +1,7 @@
+//! The tables: one file per family. Reads are direct index scans; writes are constant SQL inside the service scope.
+//!
+//! Client backends, main thread.
+
+pub mod meta;
+pub mod secrets;
+pub mod versions;

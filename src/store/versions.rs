@@ -1,0 +1,167 @@
+//! `vault.secret_versions`: superseded versions, in grace or retained.
+//!
+//! Client backends, main thread. Whether a version is in grace is a matter of the clock, not of a background job:
+//! it is judged at each read.
+
+use hyperion_vault_core::envelope::{Format, Id};
+use hyperion_vault_core::secret::version::{Superseded, Timestamp, versions_to_purge};
+use pgrx::pg_sys::{self, Datum};
+
+use super::secrets::{Sealed, unreadable};
+use crate::error::Result;
+use crate::pg::scan::{IndexedTable, Key, Tuple};
+use crate::pg::spi::{Bind, Spi, Statement};
+
+thread_local! {
+    static VERSIONS: IndexedTable = const { IndexedTable::new(c"secret_versions", c"secret_versions_pkey") };
+}
+
+/// Column numbers of sql/20_schema.sql.
+mod column {
+    pub const SECRET_ID: i16 = 1;
+    pub const VERSION_ID: i16 = 2;
+    pub const VERSION: i16 = 3;
+    pub const FORMAT: i16 = 4;
+    pub const WRAPPED_DEK: i16 = 5;
+    pub const SEALED: i16 = 6;
+    pub const CREATED_AT: i16 = 9;
+    pub const EXPIRES_AT: i16 = 11;
+}
+
+fn read(row: &Tuple) -> Option<Sealed> {
+    Some(Sealed {
+        secret: row.uuid(column::SECRET_ID)?,
+        version_id: row.uuid(column::VERSION_ID)?,
+        version: row.int(column::VERSION)?,
+        format: Format::parse(row.text(column::FORMAT)?)?,
+        wrapped: row.bytes(column::WRAPPED_DEK)?.to_vec(),
+        sealed: row.bytes(column::SEALED)?.to_vec(),
+        created_at: row.timestamp(column::CREATED_AT)?,
+        expires_at: row.timestamp(column::EXPIRES_AT),
+    })
+}
+
+/// A superseded version by its number, in whatever state.
+pub fn by_number(secret: Id, version: i32) -> Result<Option<Sealed>> {
+    let mut found = None;
+    VERSIONS.with(|table| {
+        table.each(&[Key::Uuid(secret), Key::Int(version)], |row| {
+            found = Some(read(row).ok_or_else(unreadable)?);
+            Ok(false)
+        })
+    })?;
+    Ok(found)
+}
+
+/// The superseded versions still in grace at `now`, newest first.
+pub fn in_grace(secret: Id, now: i64) -> Result<Vec<Sealed>> {
+    let mut found = Vec::new();
+    VERSIONS.with(|table| {
+        table.each(&[Key::Uuid(secret)], |row| {
+            // Judged before anything is copied: retained versions may be many and large.
+            if row.timestamp(column::EXPIRES_AT).is_some_and(|end| end > now) {
+                found.push(read(row).ok_or_else(unreadable)?);
+            }
+            Ok(true)
+        })
+    })?;
+    found.sort_by_key(|version: &Sealed| std::cmp::Reverse(version.version));
+    Ok(found)
+}
+
+static KEEP: Statement = Statement::new(
+    c"INSERT INTO vault.secret_versions (secret_id, version_id, version, format, wrapped_dek, sealed, kms_key_id,
+        kms_key_material_id, created_at, superseded_at, expires_at)
+      SELECT s.id, s.version_id, s.version, s.format, s.wrapped_dek, s.sealed, s.kms_key_id, s.kms_key_material_id,
+        s.version_created_at, $2, CASE WHEN s.grace_period > interval '0' THEN $2 + s.grace_period END
+      FROM vault.secrets s WHERE s.id = $1",
+    &[pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID],
+);
+
+/// Keeps the current version of a locked secret, which is about to be replaced: in grace if the secret has a grace
+/// period, else retained.
+pub fn keep_current(spi: &Spi, secret: Id, now: Datum) -> Result<()> {
+    spi.run(&KEEP, &[Bind::Uuid(secret), Bind::Raw(Some(now))]).map(drop)
+}
+
+static SUPERSEDED: Statement = Statement::new(
+    c"SELECT version, expires_at FROM vault.secret_versions WHERE secret_id = $1",
+    &[pg_sys::UUIDOID],
+);
+static PURGE: Statement = Statement::new(
+    c"DELETE FROM vault.secret_versions WHERE secret_id = $1 AND version = $2 RETURNING version_id, wrapped_dek",
+    &[pg_sys::UUIDOID, pg_sys::INT4OID],
+);
+
+/// Deletes the retained versions of a locked secret beyond the newest `keep`. Returns id and wrapped DEK of each.
+pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<(Id, Vec<u8>)>> {
+    let superseded: Vec<Superseded> = {
+        let rows = spi.run(&SUPERSEDED, &[Bind::Uuid(secret)])?;
+        rows.iter()
+            .filter_map(|row| {
+                Some(Superseded { version: row.int(1)?, expires_at: row.bigint(2).map(Timestamp) })
+            })
+            .collect()
+    };
+    let mut purged = Vec::new();
+    for version in versions_to_purge(Timestamp(now), &superseded, keep) {
+        let rows = spi.run(&PURGE, &[Bind::Uuid(secret), Bind::Int(version)])?;
+        purged.extend(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))));
+    }
+    Ok(purged)
+}
+
+static KEYS: Statement = Statement::new(
+    c"SELECT version_id, wrapped_dek FROM vault.secret_versions WHERE secret_id = $1",
+    &[pg_sys::UUIDOID],
+);
+
+/// Id and wrapped DEK of every superseded version of a locked secret.
+pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
+    let rows = spi.run(&KEYS, &[Bind::Uuid(secret)])?;
+    Ok(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))).collect())
+}
+
+static LIST: Statement = Statement::new(
+    c"SELECT s.version, s.version_created_at, NULL::timestamptz, s.kms_key_id, true FROM vault.secrets s WHERE s.name = $1
+      UNION ALL
+      SELECT v.version, v.created_at, v.expires_at, v.kms_key_id, false
+        FROM vault.secret_versions v JOIN vault.secrets s ON v.secret_id = s.id WHERE s.name = $1
+      ORDER BY 1 DESC",
+    &[pg_sys::TEXTOID],
+);
+
+/// One version as `vault.list_versions` shows it.
+pub struct Listed {
+    pub version: i32,
+    pub created_at: Option<Datum>,
+    pub expires_at: Option<Datum>,
+    pub kms_key_id: Option<Datum>,
+    pub current: bool,
+}
+
+/// All versions of a secret, newest first; none if there is no such secret.
+pub fn list(spi: &Spi, name: &str, mut each: impl FnMut(Listed)) -> Result<usize> {
+    let rows = spi.run(&LIST, &[Bind::Text(name)])?;
+    for row in rows.iter() {
+        each(Listed {
+            version: row.int(1).ok_or_else(unreadable)?,
+            created_at: row.raw(2),
+            expires_at: row.raw(3),
+            kms_key_id: row.raw(4),
+            current: row.bool(5).unwrap_or(false),
+        });
+    }
+    Ok(rows.len())
+}
+
+static COUNT: Statement = Statement::new(
+    c"SELECT count(*), count(*) FILTER (WHERE expires_at > clock_timestamp()) FROM vault.secret_versions",
+    &[],
+);
+
+/// How many superseded versions there are, and how many of them are in grace.
+pub fn count(spi: &Spi) -> Result<(i64, i64)> {
+    let rows = spi.run(&COUNT, &[])?;
+    Ok(rows.first().map_or((0, 0), |row| (row.bigint(1).unwrap_or(0), row.bigint(2).unwrap_or(0))))
+}
