@@ -24,7 +24,7 @@ die() {
     printf '%serror:%s %s\n' "$RED" "$PLAIN" "$1" >&2
     shift
     local line
-    for line in "$@"; do printf '       %s\n' "$line" >&2; done
+    for line in "$@"; do [ -z "$line" ] || printf '       %s\n' "$line" >&2; done
     exit 1
 }
 

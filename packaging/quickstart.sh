@@ -35,6 +35,7 @@ main() {
     STAGES=5
 
     stage "Tools and PostgreSQL"
+    ensure_rust >/dev/null
     if [ -n "${PG_CONFIG:-}" ]; then
         has "$PG_CONFIG" || die "PG_CONFIG=$PG_CONFIG cannot be run"
         major=$(pg_major "$PG_CONFIG")
@@ -43,7 +44,6 @@ main() {
         major=${PG_MAJOR:-$(choose_major)}
     fi
     "$here/setup.sh" "$major"
-    ensure_rust >/dev/null
     source=$(pg_config_of "$major")
 
     stage "Building the extension for PostgreSQL $major (the first time takes minutes)"

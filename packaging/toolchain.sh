@@ -116,6 +116,7 @@ ensure_rust() {
     fi
     # Debian 12 packages Rust 1.63, so apt is no help; and a script from the network is the user's own decision.
     die "Rust $RUST_NEEDED or newer is needed; $now (Debian's own package is too old)" "install it with:" \
+        "$(has curl || ! has apt-get || printf '  as root: apt-get install -y --no-install-recommends curl ca-certificates')" \
         "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component rustfmt,clippy" \
         "then run this again"
 }
