@@ -408,9 +408,10 @@ fn cancelling_one_of_two_leaves_the_other() {
 
 #[test]
 fn a_job_with_the_id_of_a_waiting_one_replaces_it() {
-    let probe = Probe::slow(ms(100));
-    let rig = Rig::new(probe, LIMITS);
+    let rig = Rig::faulty("hang=1", Limits { max_in_flight: 1, ..LIMITS });
     rig.submit(1, unwrap(3));
+    rig.until("call begins", |rig| rig.service.status().calls == 1);
+    // Needs the place of the one it replaces.
     rig.submit(1, unwrap(4));
     assert_eq!(key(&rig.next().result), [4; 32]);
     rig.assert_idle();
