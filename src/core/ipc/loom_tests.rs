@@ -29,6 +29,7 @@ fn serve(slot: &Tiny, epoch: Epoch) -> Option<Completed> {
 /// Submits and looks `polls` times; `true` if the answer came.
 fn ask(slot: &Tiny, proc: i32, request: &[u8; 8], polls: u32) -> Option<bool> {
     let ticket = slot.try_claim(proc)?;
+    assert!(slot.looks_wiped(), "claimed before the wipe is seen");
     slot.write_request(&ticket, 7, 99, request).expect("just claimed");
     slot.submit(&ticket).expect("just claimed");
     for _ in 0..polls {
@@ -48,7 +49,8 @@ fn ask(slot: &Tiny, proc: i32, request: &[u8; 8], polls: u32) -> Option<bool> {
 
 fn assert_free_and_wiped(slot: &Tiny) {
     assert_eq!(slot.snapshot().state, Some(State::Free));
-    assert!(slot.is_wiped());
+    assert!(slot.looks_wiped());
+    assert_eq!(slot.snapshot().client_proc, None);
 }
 
 #[test]
@@ -78,6 +80,7 @@ fn loom_the_wipe_does_not_reach_the_next_client() {
         };
         // Claims before, between or after the other's life of the slot; what it wrote must still be there.
         if let Some(ticket) = slot.try_claim(0) {
+            assert!(slot.looks_wiped(), "claimed before the wipe is seen");
             slot.write_request(&ticket, 7, 99, &REQUEST).expect("just claimed");
             slot.submit(&ticket).expect("just claimed");
             assert!(serve(&slot, Epoch::from_counter(1)).is_some());
@@ -103,6 +106,7 @@ fn loom_abandoning_meets_completing() {
         let given_up = slot.give_up(ticket);
         // A newcomer as soon as the slot is free: it must find it wiped, and keep what it writes.
         if let Some(ticket) = slot.try_claim(1) {
+            assert!(slot.looks_wiped(), "claimed before the wipe is seen");
             slot.write_request(&ticket, 7, 99, &[0x52; 8]).expect("just claimed");
             assert_eq!(slot.give_up(ticket), Reclaimed::Freed);
         }
@@ -123,8 +127,9 @@ fn loom_abandoning_meets_recovery() {
         let ticket = slot.try_claim(0).expect("free");
         slot.write_request(&ticket, 7, 99, &REQUEST).expect("just claimed");
         slot.submit(&ticket).expect("just claimed");
-        // The first worker takes it and dies.
+        // The first worker takes it, writes half a response, and dies.
         drop(slot.take(Epoch::from_counter(1)));
+        slot.half_complete();
         let successor = {
             let slot = slot.clone();
             thread::spawn(move || {
@@ -134,6 +139,10 @@ fn loom_abandoning_meets_recovery() {
             })
         };
         slot.give_up(ticket);
+        if let Some(ticket) = slot.try_claim(1) {
+            assert!(slot.looks_wiped(), "claimed before the wipe is seen");
+            assert_eq!(slot.give_up(ticket), Reclaimed::Freed);
+        }
         successor.join().expect("successor");
         assert_free_and_wiped(&slot);
     });

@@ -311,6 +311,7 @@ impl Search {
                 .find(|event| event.actor() == role && before.after(*event, epoch) == Some(after));
             now.check(event.is_some(), "the word changed by no event of this party");
             if event == Some(Event::Claim) {
+                now.check(after.generation() == before.generation() + 1, "a claim began no new generation");
                 now.claimer = Some(party);
             }
             let client_acts = role == Owner::Client && now.claimer != Some(party);

@@ -17,7 +17,7 @@
 //! | `submit` | `take` | the request, client to worker |
 //! | `submit` | `recover`'s load | the same to a successor: `take` and `abandon` are read-modify-writes, so they continue `submit`'s release sequence |
 //! | `complete` | `poll`, `consume`, `give_up` load | the response, worker to client |
-//! | requeue in `recover` | `take` again; take-back in `give_up` | the wiped response words: later writes come after the wipe |
+//! | requeue in `recover` | `take` again; `give_up` after its take-back | the wiped response words: later writes come after the wipe |
 //! | `consume`, `give_up`, `complete`, `recover` to FREE | `try_claim` | the wipe: it cannot overtake the next client's writes |
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -238,7 +238,8 @@ impl<const Q: usize, const R: usize> SlotOf<Q, R> {
     /// Ends the hold in whatever state the request is: cancelled, timed out, or the process exits.
     pub fn give_up(&self, ticket: ClientTicket) -> Reclaimed {
         loop {
-            // Acquire: pairs with `complete` (DONE: the wipe below comes after the worker's writes).
+            // Acquire: pairs with `complete` (DONE: the wipe below comes after the worker's writes) and, after a
+            // take-back, with `recover`.
             let word = Word::from_bits(self.word.load(Acquire));
             if !self.is_life_of(&ticket, word) {
                 return Reclaimed::NotHeld;
@@ -247,9 +248,9 @@ impl<const Q: usize, const R: usize> SlotOf<Q, R> {
             // step of a worker, so this ends.
             match word.state() {
                 Some(State::Submitted) => {
-                    // Acquire: pairs with `recover`'s Release (a requeued slot: its wipe precedes ours).
-                    // Then the next turn finds FILLING.
-                    let _ = self.advance(word, Event::TakeBack, None, Acquire);
+                    // Relaxed: the next turn's Acquire load finds our own FILLING, a read-modify-write that continues
+                    // the release sequence of a requeue by `recover`; so its wipe precedes ours.
+                    let _ = self.advance(word, Event::TakeBack, None, Relaxed);
                 }
                 Some(State::Processing) => {
                     // Relaxed: the client publishes nothing and touches nothing afterwards.
@@ -357,9 +358,10 @@ impl<const Q: usize, const R: usize> SlotOf<Q, R> {
             }
             match word.state() {
                 Some(State::Processing) => {
-                    // The dead worker may have stopped anywhere between two words: trust no length, wipe all.
+                    // The dead worker may have stopped anywhere between two words. Lengths precede bytes, so a wipe
+                    // by length would do; recovery is rare enough not to depend on it.
                     self.wipe_response();
-                    // Release: pairs with the Acquire of `take` and of the take-back. Fails if the client abandons
+                    // Release: pairs with the Acquire of `take` and `give_up`. Fails if the client abandons
                     // at this moment; the next turn then frees the slot.
                     if self.advance(word, Event::Requeue, None, Release).is_ok() {
                         return Recovered::Requeued;
@@ -422,8 +424,9 @@ impl<const Q: usize, const R: usize> SlotOf<Q, R> {
         success: std::sync::atomic::Ordering,
     ) -> Result<Word, Word> {
         let to = from.after(event, epoch).ok_or(from)?;
-        // Acquire on failure: who finds the slot abandoned goes on to wipe it.
-        match self.word.compare_exchange(from.bits(), to.bits(), success, Acquire) {
+        // Relaxed on failure: nothing is read on the strength of it. `complete` may find ABANDONED, with which the
+        // client published nothing; all others look again.
+        match self.word.compare_exchange(from.bits(), to.bits(), success, Relaxed) {
             Ok(_) => Ok(to),
             Err(found) => Err(Word::from_bits(found)),
         }

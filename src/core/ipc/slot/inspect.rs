@@ -7,12 +7,19 @@ use super::*;
 
 #[cfg(all(test, loom))]
 impl<const Q: usize, const R: usize> SlotOf<Q, R> {
-    pub(in crate::ipc) fn is_wiped(&self) -> bool {
-        let lens = [&self.op, &self.status, &self.request_len, &self.response_len];
+    /// Whether this thread sees zeroes in all that a client and a worker write into each other's view. `client` is
+    /// left out: whoever has just claimed the slot has written it.
+    pub(in crate::ipc) fn looks_wiped(&self) -> bool {
+        let heads = [&self.op, &self.status, &self.request_len, &self.response_len];
         self.request.iter().chain(&self.response).all(|word| word.load(Relaxed) == 0)
-            && lens.iter().all(|word| word.load(Relaxed) == 0)
+            && heads.iter().all(|word| word.load(Relaxed) == 0)
             && self.deadline_ms.load(Relaxed) == 0
-            && self.client.load(Relaxed) == 0
+    }
+
+    /// What a worker leaves that dies in the middle of `complete`.
+    pub(in crate::ipc) fn half_complete(&self) {
+        self.response_len.store(8, Relaxed);
+        self.response[0].store(u64::MAX, Relaxed);
     }
 }
 
