@@ -46,7 +46,7 @@ fn find(name: &str, version: Option<i32>) -> Result<Found> {
         .ok_or_else(|| no_version("There is no such version."))?;
     let state = VersionState::at(now(), false, superseded.expires_at.map(Timestamp));
     if !state.readable_by_number() {
-        return Err(no_version("Its grace period is over."));
+        return Err(no_version("It is superseded and not, or no longer, in grace."));
     }
     Ok(Found { kind, version: superseded })
 }

@@ -50,7 +50,7 @@ fn worker(area: &Area) -> serde_json::Value {
         "name": "hyperion_vault kms",
         "running": running,
         "pid": running.then_some(pid),
-        "starts": area.header.epoch.current().map(|epoch| epoch.number()),
+        "starts": area.header.epoch.current().map_or(0, |epoch| epoch.number() - 1),
         "started_at_unix": area.header.started_at.load(Relaxed),
     })
 }

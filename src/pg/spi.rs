@@ -191,10 +191,6 @@ impl Row<'_> {
         (!null).then_some(value)
     }
 
-    pub fn text(&self, column: i32) -> Option<&str> {
-        // SAFETY: the statement's column is text (or bytea read as such); it lives as long as the connection.
-        self.raw(column).and_then(|d| std::str::from_utf8(unsafe { datum::varlena_bytes(d) }).ok())
-    }
 
     pub fn bytes(&self, column: i32) -> Option<&[u8]> {
         // SAFETY: the statement's column is bytea; it lives as long as the connection.
