@@ -314,7 +314,7 @@ fn real_threads_never_see_another_entrys_key() {
         // As long as it takes to see enough of everything; on a busy machine that may be a while.
         let until = Instant::now() + Duration::from_secs(60);
         let enough = || {
-            let seen = |count: &AtomicU64| count.load(Ordering::Relaxed) > 100_000;
+            let seen = |count: &AtomicU64| count.load(Ordering::Relaxed) > 20_000;
             seen(&hits) && seen(&misses) && seen(&evictions)
         };
         while Instant::now() < until && !enough() && !failed.load(Ordering::Relaxed) {
@@ -324,7 +324,7 @@ fn real_threads_never_see_another_entrys_key() {
     });
     assert!(!failed.into_inner(), "another entry's key, or a torn one");
     let counts = [hits.into_inner(), misses.into_inner(), evictions.into_inner()];
-    assert!(counts.iter().all(|count| *count > 100_000), "hits, misses, evictions: {counts:?}");
+    assert!(counts.iter().all(|count| *count > 20_000), "hits, misses, evictions: {counts:?}");
     assert!(table.occupied() <= 2 * WAYS);
     table.clear();
     assert!(keys.iter().all(|(digest, _)| remains(&sets, digest) == 0));
