@@ -74,9 +74,9 @@ main() {
 
 ${BOLD}A vault is running.${PLAIN} (ready after $(elapsed $((SECONDS - began))))
 
-  connect as administrator of secrets:  ${BOLD}PGPASSFILE=$WORK/quickstart.pgpass $bindir/psql -h 127.0.0.1 -p $PORT -U ops postgres${PLAIN}
-  connect as the application:           ${BOLD}PGPASSFILE=$WORK/quickstart.pgpass $bindir/psql -h 127.0.0.1 -p $PORT -U app postgres${PLAIN}
-  connect as superuser:                 ${BOLD}$(superuser_command "$bindir/psql")${PLAIN}
+  connect as administrator of secrets:  ${BOLD}PGPASSFILE=$WORK/quickstart.pgpass $tree/bin/psql -h 127.0.0.1 -p $PORT -U ops postgres${PLAIN}
+  connect as the application:           ${BOLD}PGPASSFILE=$WORK/quickstart.pgpass $tree/bin/psql -h 127.0.0.1 -p $PORT -U app postgres${PLAIN}
+  connect as superuser:                 ${BOLD}$(superuser_command "$tree/bin/psql")${PLAIN}
   server log:                           $CLUSTER/server.log
   stop it and remove it:                ${BOLD}make stop${PLAIN}
 DONE

@@ -1,7 +1,6 @@
 -- The main job of the vault, shown and checked: run by quickstart.sh with ON_ERROR_STOP, so that a result which is not
--- what it should be ends the quickstart with an error. Roles change with \connect, as real clients would be different
+-- what it should be ends the quickstart with an error (expect; \gset keeps it quiet). Roles change with \connect, as real clients would be different
 -- logins. Values are literals here because psql 15 has no bind parameters: an application binds them.
-\set expect 'SELECT CASE WHEN ok THEN ''as expected'' ELSE (''UNEXPECTED: '' || what)::int::text END AS "check" FROM'
 \pset footer off
 \pset null '(null)'
 
@@ -12,6 +11,14 @@ CREATE EXTENSION hyperion_vault;
 CREATE ROLE app LOGIN IN ROLE vault_reader;
 CREATE ROLE ops LOGIN IN ROLE vault_admin;
 \set ECHO none
+CREATE FUNCTION expect(ok boolean, otherwise text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    IF ok IS NOT TRUE THEN
+        RAISE EXCEPTION 'not as expected: %', otherwise;
+    END IF;
+    RETURN 'as expected';
+END
+$$;
 \set app_password `grep ':app:' "$PGPASSFILE" | cut -d: -f5`
 \set ops_password `grep ':ops:' "$PGPASSFILE" | cut -d: -f5`
 ALTER ROLE app PASSWORD :'app_password';
@@ -36,7 +43,7 @@ SELECT vault.read_secret(name => 'demo/db-password');
 \set ECHO none
 \set read_state :SQLSTATE
 \set ON_ERROR_STOP on
-:expect (SELECT :'read_state' = '42501', 'ops could read') AS t(ok, what);
+SELECT expect(:'read_state' = '42501', 'ops could read') \gset
 
 \connect - app
 \echo
@@ -46,9 +53,9 @@ SELECT vault.read_secret(name => 'demo/db-password');
 SELECT valid, version FROM vault.verify(name => 'demo/db-password', candidate => :'value');
 SELECT valid, version FROM vault.verify(name => 'demo/db-password', candidate => 'a wild guess');
 \set ECHO none
-:expect (SELECT vault.read_secret(name => 'demo/db-password') = :'value', 'another value came back') AS t(ok, what);
-:expect (SELECT v.valid, 'the right candidate was refused' FROM vault.verify(name => 'demo/db-password', candidate => :'value') v) AS t(ok, what);
-:expect (SELECT NOT v.valid, 'a wrong candidate was accepted' FROM vault.verify(name => 'demo/db-password', candidate => 'a wild guess') v) AS t(ok, what);
+SELECT expect(vault.read_secret(name => 'demo/db-password') = :'value', 'another value came back') \gset
+SELECT expect(v.valid, 'the right candidate was refused') FROM vault.verify(name => 'demo/db-password', candidate => :'value') v \gset
+SELECT expect(NOT v.valid, 'a wrong candidate was accepted') FROM vault.verify(name => 'demo/db-password', candidate => 'a wild guess') v \gset
 SELECT vault.read_secret(name => 'demo/api-token') AS before \gset
 
 \connect - ops
@@ -66,8 +73,8 @@ SELECT version, state, expires_at FROM vault.list_versions(name => 'demo/api-tok
 SELECT name, version, value FROM vault.get_secret(name => 'demo/api-token');
 SELECT valid, version FROM vault.verify(name => 'demo/api-token', candidate => :'before');
 \set ECHO none
-:expect (SELECT g.value <> :'before' AND g.version = 2, 'rotation changed nothing' FROM vault.get_secret(name => 'demo/api-token') g) AS t(ok, what);
-:expect (SELECT v.valid AND v.version = 1, 'the old value is not accepted in its grace' FROM vault.verify(name => 'demo/api-token', candidate => :'before') v) AS t(ok, what);
+SELECT expect(g.value <> :'before' AND g.version = 2, 'rotation changed nothing') FROM vault.get_secret(name => 'demo/api-token') g \gset
+SELECT expect(v.valid AND v.version = 1, 'the old value is not accepted in its grace') FROM vault.verify(name => 'demo/api-token', candidate => :'before') v \gset
 
 \connect - postgres
 \echo
@@ -75,4 +82,5 @@ SELECT valid, version FROM vault.verify(name => 'demo/api-token', candidate => :
 \set ECHO queries
 SELECT name, version, octet_length(sealed) AS bytes, left(encode(sealed, 'hex'), 48) || '...' AS sealed FROM vault.secrets ORDER BY name;
 \set ECHO none
-:expect (SELECT count(*) = 2 AND bool_and(position(convert_to(:'value', 'UTF8') IN s.sealed) = 0), 'the value is stored in the clear' FROM vault.secrets s) AS t(ok, what);
+SELECT expect(count(*) = 2 AND bool_and(position(convert_to(:'value', 'UTF8') IN s.sealed) = 0), 'the value is stored in the clear') FROM vault.secrets s \gset
+DROP FUNCTION expect;
