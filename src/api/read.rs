@@ -74,7 +74,7 @@ fn find_with_key(name: &str, version: Option<i32>) -> Result<(Found, Opener)> {
 }
 
 /// What every function here asks first.
-fn admitted<'a>(args: &'a Args, action: Action) -> Result<&'a str> {
+fn admitted(args: &Args, action: Action) -> Result<&str> {
     gate::environment()?;
     let name = gate::name(args.text(0))?.as_str();
     gate::authorize(&[action], name)?;

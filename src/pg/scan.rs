@@ -88,7 +88,7 @@ impl IndexedTable {
                 let (procedure, collation, value) = match key {
                     Key::Text(text) => (
                         pg_sys::Oid::from(pg_sys::F_TEXTEQ),
-                        pg_sys::Oid::from(pg_sys::C_COLLATION_OID),
+                        pg_sys::C_COLLATION_OID,
                         datum::varlena(text.as_bytes()),
                     ),
                     Key::Uuid(id) => (pg_sys::Oid::from(pg_sys::F_UUID_EQ), Oid::INVALID, datum::uuid(*id)),

@@ -191,7 +191,6 @@ impl Row<'_> {
         (!null).then_some(value)
     }
 
-
     pub fn bytes(&self, column: i32) -> Option<&[u8]> {
         // SAFETY: the statement's column is bytea; it lives as long as the connection.
         self.raw(column).map(|d| unsafe { datum::varlena_bytes(d) })

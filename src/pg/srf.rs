@@ -52,7 +52,9 @@ impl RowSet {
         // SAFETY: the store and descriptor live in the query's memory; one value per column is asserted.
         unsafe {
             assert!((*self.desc).natts as usize == values.len(), "row does not match the declared result");
-            pg_sys::tuplestore_putvalues(self.store, self.desc, values.as_ptr(), nulls.as_ptr());
+            // Older majors declare the arrays as mutable; none writes to them.
+            let (values, nulls) = (values.as_ptr().cast_mut(), nulls.as_ptr().cast_mut());
+            pg_sys::tuplestore_putvalues(self.store, self.desc, values, nulls);
         }
     }
 

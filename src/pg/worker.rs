@@ -75,6 +75,7 @@ pub fn forbid_core_dumps() {
 }
 
 /// Ends the process in order, with the status that makes the postmaster start it again.
+#[allow(unreachable_code, reason = "some majors' bindings know that proc_exit does not return, some do not")]
 pub fn exit_for_restart() -> ! {
     // SAFETY: runs the exit callbacks and does not return. Status 0 would unregister the worker for good.
     unsafe { pg_sys::proc_exit(1) };
