@@ -4,7 +4,7 @@
 //! they are now. Plans are kept, and are safe to keep because the scope pins `search_path` whenever they are run or
 //! planned anew (a caller's own `=` operator is never seen).
 //!
-//! Client backends and database workers, main thread; not in parallel mode.
+//! Client backends and database workers, main thread; in parallel mode queries only.
 
 use std::ffi::CStr;
 use std::ptr;
@@ -21,12 +21,19 @@ use crate::error::{Result, VaultError};
 pub struct Statement {
     sql: &'static CStr,
     types: &'static [Oid],
+    read_only: bool,
     plan: AtomicPtr<pg_sys::_SPI_plan>,
 }
 
 impl Statement {
+    /// A statement that writes or locks.
     pub const fn new(sql: &'static CStr, types: &'static [Oid]) -> Self {
-        Self { sql, types, plan: AtomicPtr::new(ptr::null_mut()) }
+        Self { sql, types, read_only: false, plan: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// A plain SELECT: also runs while the leader executes a parallel plan, and on a standby.
+    pub const fn query(sql: &'static CStr, types: &'static [Oid]) -> Self {
+        Self { sql, types, read_only: true, plan: AtomicPtr::new(ptr::null_mut()) }
     }
 }
 
@@ -96,14 +103,20 @@ impl Spi {
         // SAFETY: the plan is saved and valid; values and nulls have one entry per parameter; the snapshot is
         // registered for the duration (SPI pushes a copy of it). An error unwinds, and the abort releases it.
         unsafe {
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            // Both are taken now. The catalog's is the one that may be taken in parallel mode; asked for no relation in
+            // particular, it is never an older one.
+            let snapshot = pg_sys::RegisterSnapshot(if statement.read_only {
+                pg_sys::GetCatalogSnapshot(Oid::INVALID)
+            } else {
+                pg_sys::GetLatestSnapshot()
+            });
             let code = pg_sys::SPI_execute_snapshot(
                 plan,
                 values.as_mut_ptr(),
                 nulls.as_ptr(),
                 snapshot,
                 ptr::null_mut(),
-                false,
+                statement.read_only,
                 true,
                 0,
             );

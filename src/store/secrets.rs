@@ -402,7 +402,7 @@ pub fn delete(spi: &Spi, id: Id) -> Result<Option<(Id, Vec<u8>)>> {
     Ok(rows.first().and_then(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))))
 }
 
-static LIST: Statement = Statement::new(
+static LIST: Statement = Statement::query(
     sql!(
         "SELECT ",
         info!(),
@@ -440,7 +440,7 @@ pub fn list(
 }
 
 static COUNT: Statement =
-    Statement::new(c"SELECT count(*), count(*) FILTER (WHERE kind = 'automatic') FROM vault.secrets", &[]);
+    Statement::query(c"SELECT count(*), count(*) FILTER (WHERE kind = 'automatic') FROM vault.secrets", &[]);
 
 /// How many secrets there are, and how many of them are automatic.
 pub fn count(spi: &Spi) -> Result<(i64, i64)> {

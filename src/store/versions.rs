@@ -84,7 +84,7 @@ pub fn keep_current(spi: &Spi, secret: Id, now: Datum) -> Result<()> {
     spi.run(&KEEP, &[Bind::Uuid(secret), Bind::Raw(Some(now))]).map(drop)
 }
 
-static SUPERSEDED: Statement = Statement::new(
+static SUPERSEDED: Statement = Statement::query(
     c"SELECT version, expires_at FROM vault.secret_versions WHERE secret_id = $1",
     &[pg_sys::UUIDOID],
 );
@@ -111,7 +111,7 @@ pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<(Id, Vec<
     Ok(purged)
 }
 
-static KEYS: Statement = Statement::new(
+static KEYS: Statement = Statement::query(
     c"SELECT version_id, wrapped_dek FROM vault.secret_versions WHERE secret_id = $1",
     &[pg_sys::UUIDOID],
 );
@@ -122,7 +122,7 @@ pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
     Ok(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))).collect())
 }
 
-static LIST: Statement = Statement::new(
+static LIST: Statement = Statement::query(
     c"SELECT s.version, s.version_created_at, NULL::timestamptz, s.kms_key_id, true FROM vault.secrets s WHERE s.name = $1
       UNION ALL
       SELECT v.version, v.created_at, v.expires_at, v.kms_key_id, false
@@ -155,7 +155,7 @@ pub fn list(spi: &Spi, name: &str, mut each: impl FnMut(Listed)) -> Result<usize
     Ok(rows.len())
 }
 
-static COUNT: Statement = Statement::new(
+static COUNT: Statement = Statement::query(
     c"SELECT count(*), count(*) FILTER (WHERE expires_at > clock_timestamp()) FROM vault.secret_versions",
     &[],
 );

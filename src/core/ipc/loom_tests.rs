@@ -2,6 +2,11 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p hyperion_vault_core --release loom`. Two threads and one word of payload
 //! each way keep the search short; loom's stale `Relaxed` loads do the rest.
+//!
+//! The trap: loom 0.7 remembers only the last access to an atomic, so a load by one thread, then a load and an exchange
+//! by another, counts as no race, and the orders in which the exchange comes first are never tried. Our operations
+//! begin with just such loads. So each test is written for the order that matters to happen by default (the
+//! spawning thread first) or after a `yield_now`; `model` is the one that tries all orders.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -78,6 +83,7 @@ fn loom_the_wipe_does_not_reach_the_next_client() {
             let slot = slot.clone();
             thread::spawn(move || ask(&slot, 1, &[0x51; 8], 0))
         };
+        thread::yield_now();
         // Claims before, between or after the other's life of the slot; what it wrote must still be there.
         if let Some(ticket) = slot.try_claim(0) {
             assert!(slot.looks_wiped(), "claimed before the wipe is seen");
@@ -88,6 +94,20 @@ fn loom_the_wipe_does_not_reach_the_next_client() {
             assert_eq!(answer.bytes.as_slice(), answer_of(&REQUEST));
         }
         other.join().expect("client");
+        assert_free_and_wiped(&slot);
+    });
+}
+
+#[test]
+fn loom_a_request_taken_back_is_wiped_for_the_next_client() {
+    loom::model(|| {
+        let slot = Arc::new(Tiny::new());
+        let next = {
+            let slot = slot.clone();
+            thread::spawn(move || ask(&slot, 1, &[0x51; 8], 0))
+        };
+        ask(&slot, 0, &REQUEST, 0);
+        next.join().expect("client");
         assert_free_and_wiped(&slot);
     });
 }
