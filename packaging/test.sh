@@ -45,7 +45,7 @@ main() {
         check "clippy pg$major" cargo clippy --workspace --all-targets --no-default-features --features "pg$major testing" -- -D warnings
     done
     # What users get has no fault injection in it: that build is checked too.
-    check "clippy release features" cargo clippy --no-default-features --features "pg${MAJORS[-1]}" -- -D warnings
+    check "clippy release features" cargo clippy --workspace --all-targets --no-default-features --features "pg${MAJORS[-1]}" -- -D warnings
     if cargo deny --version >/dev/null 2>&1; then
         check "dependencies" cargo deny --offline check licenses bans sources
     else
