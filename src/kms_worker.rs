@@ -9,7 +9,7 @@
 //!       → sweep expired keys → publish counts → sleep on latch | eventfd | 1 s
 //! ```
 //!
-//! Orderly death (SIGTERM, panic, ERROR): the exit callback withdraws the announcement; slots stay as they are and
+//! Orderly death (SIGTERM, panic, ERROR, FATAL): the exit callback withdraws the announcement; slots stay as they are and
 //! the successor (1 s later) recovers them under a new epoch: taken requests are submitted again. Death by SIGKILL or
 //! a crash restarts the whole server, with a new mapping.
 //!
@@ -38,6 +38,8 @@ const RESTART_SECS: i32 = 1;
 const TURN: Duration = Duration::from_secs(1);
 /// A full sweep of the cache takes this many turns of a second.
 const SWEEP_TURNS: usize = 5;
+/// How often a provider that could not be opened is tried again: a repaired key file needs no reload.
+const REOPEN: Duration = Duration::from_secs(5);
 /// How long calls under way may still take when the worker is told to stop.
 const SHUTDOWN: Duration = Duration::from_millis(500);
 
@@ -61,7 +63,7 @@ pub extern "C-unwind" fn hyperion_vault_kms_main(_arg: pgrx::pg_sys::Datum) {
         worker.turn();
     }
     worker.service.shutdown(SHUTDOWN);
-    worker.deliver();
+    worker.deliver_last();
     worker::exit_for_restart();
 }
 
@@ -92,6 +94,8 @@ struct Worker {
     request: Vec<u8>,
     swept_at: u64,
     sweep_from: usize,
+    /// When the provider was last opened, or tried.
+    opened_at: u64,
 }
 
 impl Worker {
@@ -133,16 +137,24 @@ impl Worker {
             request: Vec::new(),
             swept_at: monotonic_ms(),
             sweep_from: 0,
+            opened_at: monotonic_ms(),
         }
     }
 
     fn turn(&mut self) {
         if worker::reload_requested() {
             worker::reload_configuration();
-            if let Err(error) = self.service.reconfigure(&config::service()) {
+            self.opened_at = monotonic_ms();
+            let config = config::service();
+            if let Err(error) = self.service.reconfigure(&config) {
                 warn(&error);
             }
+            #[cfg(feature = "testing")]
+            if let Some(death) = config.faults.and_then(|faults| faults.die) {
+                die(death);
+            }
         }
+        self.reopen();
         self.wake.drain();
         self.deliver();
         self.withdraw_abandoned();
@@ -152,16 +164,44 @@ impl Worker {
         latch::wait_or_readable(self.wake.raw(), TURN);
     }
 
+    /// Tries a provider again that could not be opened. Quietly: its error was logged, and each caller gets it.
+    fn reopen(&mut self) {
+        let now = monotonic_ms();
+        if now.saturating_sub(self.opened_at) < REOPEN.as_millis() as u64 {
+            return;
+        }
+        self.opened_at = now;
+        if self.service.status().provider_error.is_some()
+            && self.service.reconfigure(&config::service()).is_ok()
+        {
+            pgrx::log!("hyperion_vault: the key service's provider can be used again");
+        }
+    }
+
     /// Answers whatever has been completed.
     fn deliver(&mut self) {
         while let Some(Completion { id, result }) = self.service.try_recv() {
-            let Some(pending) = self.pending.remove(&id) else { continue };
-            let response = match result {
-                Ok(outcome) => self.respond(outcome, pending.digest.as_ref()),
-                Err(error) => error_response(error),
-            };
-            self.complete(pending.slot, pending.ticket, &response);
+            self.answer(id, result);
         }
+    }
+
+    /// Answers what has been completed before the end. A call that the end cut short is no answer: its slot stays
+    /// taken, and the successor asks again while its client waits on.
+    fn deliver_last(&mut self) {
+        while let Some(Completion { id, result }) = self.service.try_recv() {
+            if !result.as_ref().is_err_and(KmsError::is_retryable) {
+                self.answer(id, result);
+            }
+        }
+    }
+
+    fn answer(&mut self, id: u64, result: Result<Outcome, KmsError>) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        let response = match result {
+            Ok(outcome) => self.respond(outcome, pending.digest.as_ref()),
+            Err(error) => error_response(error),
+        };
+        self.complete(pending.slot, pending.ticket, &response);
     }
 
     fn respond(&self, outcome: Outcome, digest: Option<&[u8; 32]>) -> Response {
@@ -287,6 +327,21 @@ impl Worker {
             let at = last.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             stats.last_error_at.store(at, Relaxed);
         }
+    }
+}
+
+/// Ends the worker as a test asked for, with requests under way. Test builds only.
+#[cfg(feature = "testing")]
+fn die(death: hyperion_vault_kms::testing::Death) {
+    use hyperion_vault_kms::testing::Death;
+    match death {
+        Death::Panic => panic!("panic asked for by a test"),
+        Death::Error => crate::error::VaultError::internal("error asked for by a test").raise(),
+        Death::Fatal => pgrx::ereport!(
+            pgrx::PgLogLevel::FATAL,
+            pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            "end asked for by a test"
+        ),
     }
 }
 
