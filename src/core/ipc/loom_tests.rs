@@ -5,8 +5,8 @@
 //!
 //! The trap: loom 0.7 remembers only the last access to an atomic, so a load by one thread, then a load and an exchange
 //! by another, counts as no race, and the orders in which the exchange comes first are never tried. Our operations
-//! begin with just such loads. So each test is written for the order that matters to happen by default (the
-//! spawning thread first) or after a `yield_now`; `model` is the one that tries all orders.
+//! begin with just such loads. So each test is written for the order that matters to happen by default, the
+//! spawning thread first; `model` is the one that tries all orders.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -83,7 +83,6 @@ fn loom_the_wipe_does_not_reach_the_next_client() {
             let slot = slot.clone();
             thread::spawn(move || ask(&slot, 1, &[0x51; 8], 0))
         };
-        thread::yield_now();
         // Claims before, between or after the other's life of the slot; what it wrote must still be there.
         if let Some(ticket) = slot.try_claim(0) {
             assert!(slot.looks_wiped(), "claimed before the wipe is seen");
