@@ -15,5 +15,5 @@ pub fn inside(_args: &Args) -> Result<Return> {
 /// `vault._check_install()`: refuses CREATE EXTENSION where the vault could not be used afterwards.
 pub fn check(_args: &Args) -> Result<Return> {
     gate::environment()?;
-    Ok(Return::Null)
+    Ok(Return::Void)
 }

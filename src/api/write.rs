@@ -438,5 +438,5 @@ pub fn delete_secret(args: &Args) -> Result<Return> {
     let mut keys = versions::keys(&spi, locked.id)?;
     keys.extend(secrets::delete(&spi, locked.id)?);
     forget(locked.id, &keys)?;
-    Ok(Return::Null)
+    Ok(Return::Void)
 }

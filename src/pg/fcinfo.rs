@@ -16,7 +16,10 @@ pub struct Args {
 
 /// What a function returns.
 pub enum Return {
+    /// NULL, or a set handed over on the side.
     Null,
+    /// Of a function that returns void: not NULL, as of the server's own.
+    Void,
     Value(Datum),
 }
 
@@ -118,6 +121,10 @@ impl Args {
             Ok(Return::Value(value)) => {
                 self.set_result_null(false);
                 value
+            }
+            Ok(Return::Void) => {
+                self.set_result_null(false);
+                Datum::null()
             }
             Ok(Return::Null) => {
                 self.set_result_null(true);
