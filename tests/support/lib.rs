@@ -7,6 +7,7 @@
 //! Environment: `PG_CONFIG` (server under test), `HYPERION_VAULT_TEST_USER` (who runs servers when the tests run as
 //! root, default `postgres`), `KEEP=1` (keep the directory of a cluster whose test panicked).
 
+mod ask;
 mod builder;
 mod cluster;
 mod conf;
@@ -19,6 +20,7 @@ mod process;
 mod processes;
 mod psql;
 pub mod scan;
+mod standby;
 mod sys;
 mod template;
 pub mod threads;
@@ -26,6 +28,7 @@ mod toolchain;
 mod vault;
 mod wait;
 
+pub use ask::Ask;
 pub use builder::{ClusterBuilder, KeyFile, StartFailure};
 pub use cluster::{Cluster, StopMode};
 pub use connect::{Witness, backend_pid};

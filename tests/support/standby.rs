@@ -1,0 +1,61 @@
+//! Streaming standbys of a throw-away cluster. Runs in the test process.
+//!
+//! A standby is a cluster of its own: port, socket, log, key file (a copy), worker. It follows its primary over the
+//! primary's Unix socket, so the primary must outlive it or be stopped by the test on purpose.
+
+use crate::cluster::Cluster;
+use crate::postmaster::Postmaster;
+use crate::sys::{Port, give_to};
+use crate::{Ask, PATIENCE, wait_for};
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Cluster {
+    /// Takes a base backup of this running cluster and starts it as a hot standby that streams from here.
+    #[track_caller]
+    pub fn standby(&self) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("hv-").tempdir_in("/tmp").expect("cannot make a directory");
+        give_to(dir.path(), self.user, 0o700).expect("cannot hand over a directory");
+        let mut standby = Cluster {
+            tools: self.tools.clone(),
+            user: self.user,
+            postmaster: Arc::new(Postmaster::default()),
+            port: Port::reserve(),
+            database: self.database.clone(),
+            env: self.env.clone(),
+            watchdog: None,
+            dir: Some(dir),
+        };
+        for sub in ["sock", "keys"] {
+            let path = standby.dir().join(sub);
+            fs::create_dir(&path)
+                .and_then(|()| give_to(&path, self.user, 0o700))
+                .expect("cannot make a directory");
+        }
+        if let Ok(key) = fs::read(self.key_path()) {
+            standby.write_key_file(&key, 0o600);
+        }
+        let data = standby.data_dir();
+        let data = data.to_str().expect("a path under /tmp that we named");
+        // -R: standby.signal, and primary_conninfo from the environment run_tool sets.
+        let args = ["-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync"];
+        self.run_tool("pg_basebackup", &args, b"").success();
+        let key = standby.key_path();
+        let key = key.to_str().expect("a path under /tmp that we named");
+        standby.append_conf("hyperion_vault.local_master_key_file", key);
+        standby.start_watchdog(Duration::from_secs(300));
+        standby.start_again();
+        standby
+    }
+
+    /// Waits until this standby has replayed everything `primary` has written so far.
+    #[track_caller]
+    pub fn wait_replayed(&self, primary: &Cluster) {
+        // flush, not insert: the insert position skips page headers and may lie where no record ends.
+        let target = primary.superuser().ask("SELECT pg_current_wal_flush_lsn()");
+        let mut session = self.superuser();
+        let caught_up = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{target}', false)");
+        wait_for("the standby to replay", PATIENCE, || session.ask(&caught_up) == "t");
+    }
+}
