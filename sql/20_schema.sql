@@ -92,8 +92,11 @@ ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
 
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
+-- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not
+-- write to a secret younger than itself, and not at all under session_replication_role = replica. The extension is
+-- the only writer; it locks the secret before it touches a version, and deletes the versions with it.
 CREATE TABLE vault.secret_versions (
-    secret_id uuid NOT NULL REFERENCES vault.secrets (id) ON DELETE CASCADE,
+    secret_id uuid NOT NULL,
     version_id uuid NOT NULL,
     version int NOT NULL CHECK (version > 0),
     format text COLLATE "C" NOT NULL CHECK (format IN ('opaque', 'binary', 'userpass')),

@@ -262,7 +262,8 @@ impl Update<'_> {
         {
             return Ok(Attempt::Overtaken);
         }
-        let Some(locked) = secrets::lock(&spi, self.name)? else { return Ok(Attempt::Missing) };
+        // Gone, but maybe replaced in the same transaction: then there always was a secret of this name.
+        let Some(locked) = secrets::lock(&spi, self.name)? else { return Ok(Attempt::Overtaken) };
         if locked.id != current.secret || (inherits && locked.version_id != current.version_id) {
             return Ok(Attempt::Overtaken);
         }
@@ -434,9 +435,17 @@ pub fn rotate_secret(args: &Args) -> Result<Return> {
 pub fn delete_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, &[Action::Delete])?;
     let spi = Spi::connect()?;
-    let locked = secrets::lock(&spi, name)?.ok_or_else(|| no_secret(name))?;
-    let mut keys = versions::keys(&spi, locked.id)?;
-    keys.extend(secrets::delete(&spi, locked.id)?);
-    forget(locked.id, &keys)?;
-    Ok(Return::Void)
+    for _ in 0..ATTEMPTS {
+        if let Some(locked) = secrets::lock(&spi, name)? {
+            let mut keys = versions::delete_all(&spi, locked.id)?;
+            keys.extend(secrets::delete(&spi, locked.id)?);
+            forget(locked.id, &keys)?;
+            return Ok(Return::Void);
+        }
+        // Gone, unless it was replaced while this call waited for the lock.
+        if secrets::current(name)?.is_none() {
+            return Err(no_secret(name));
+        }
+    }
+    Err(overtaken(name))
 }

@@ -396,7 +396,8 @@ static DELETE: Statement = Statement::new(
     &[pg_sys::UUIDOID],
 );
 
-/// Deletes a locked secret with all its versions. Returns the current version's id and wrapped DEK.
+/// Deletes a locked secret, whose superseded versions are deleted by now. Returns the current version's id and
+/// wrapped DEK.
 pub fn delete(spi: &Spi, id: Id) -> Result<Option<(Id, Vec<u8>)>> {
     let rows = spi.run(&DELETE, &[Bind::Uuid(id)])?;
     Ok(rows.first().and_then(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))))

@@ -111,14 +111,15 @@ pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<(Id, Vec<
     Ok(purged)
 }
 
-static KEYS: Statement = Statement::query(
-    c"SELECT version_id, wrapped_dek FROM vault.secret_versions WHERE secret_id = $1",
+static DELETE_ALL: Statement = Statement::new(
+    c"DELETE FROM vault.secret_versions WHERE secret_id = $1 RETURNING version_id, wrapped_dek",
     &[pg_sys::UUIDOID],
 );
 
-/// Id and wrapped DEK of every superseded version of a locked secret.
-pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
-    let rows = spi.run(&KEYS, &[Bind::Uuid(secret)])?;
+/// Deletes every superseded version of a locked secret, which is about to be deleted itself. Returns id and wrapped
+/// DEK of each.
+pub fn delete_all(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
+    let rows = spi.run(&DELETE_ALL, &[Bind::Uuid(secret)])?;
     Ok(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))).collect())
 }
 
