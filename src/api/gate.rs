@@ -53,6 +53,7 @@ pub fn name(argument: Option<&str>) -> Result<SecretName<'_>> {
 
 pub fn null(parameter: &str) -> VaultError {
     VaultError::new(Kind::Invalid, format!("{parameter} must not be null"))
+        .hint(format!("Pass a value for {parameter}."))
 }
 
 fn caller() -> Caller {
@@ -87,6 +88,12 @@ pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
     let action = actions.first().map_or("do that", |action| action.as_str());
     Err(VaultError::new(Kind::Denied, format!("permission denied to {action} secret \"{name}\""))
         .hint(format!("The role needs the privileges of {needed}.")))
+}
+
+/// For callers who may know what exists: `authorize` was asked before the lookup.
+pub fn no_secret(name: &str) -> VaultError {
+    VaultError::new(Kind::NotFound, format!("secret \"{name}\" does not exist"))
+        .hint("See vault.list_secrets() for the names there are.")
 }
 
 /// The session's origin as the allowlist knows it.

@@ -56,7 +56,7 @@ pub fn list_versions(args: &Args) -> Result<Return> {
     })?;
     drop(spi);
     if found == 0 {
-        return Err(VaultError::new(Kind::NotFound, format!("secret \"{name}\" does not exist")));
+        return Err(gate::no_secret(name));
     }
     rows.finish()
 }

@@ -9,7 +9,7 @@ use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::{Timestamp, VersionState};
 use pgrx::pg_sys::Datum;
 
-use super::gate;
+use super::gate::{self, no_secret};
 use super::keys::{ATTEMPTS, Opener, overtaken};
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
@@ -23,10 +23,6 @@ struct Found {
     /// The enum value of the secret's kind.
     kind: Datum,
     version: Sealed,
-}
-
-fn no_secret(name: &str) -> VaultError {
-    VaultError::new(Kind::NotFound, format!("secret \"{name}\" does not exist"))
 }
 
 /// Looks a version up as of now, and checks the secret's own address list. None if the secret does not exist.
@@ -63,12 +59,17 @@ fn find_with_key(name: &str, version: Option<i32>) -> Result<(Found, Opener)> {
             return Ok((found, opener));
         }
         let opener = Opener::fetch(&found.version)?;
-        let again = find(name, version)?;
-        if again.version.version_id == found.version.version_id
-            && again.version.wrapped == found.version.wrapped
-        {
-            return Ok((again, opener));
+        let again = find(name, version);
+        let same = |again: &Found| {
+            again.version.version_id == found.version.version_id
+                && again.version.wrapped == found.version.wrapped
+        };
+        if again.as_ref().is_ok_and(same) {
+            return Ok((again?, opener));
         }
+        // Deleted or replaced while the key service was asked: whoever did that found no key in the cache to wipe.
+        Opener::evict(&found.version)?;
+        again?;
     }
     Err(overtaken(name))
 }

@@ -12,7 +12,7 @@ use pgrx::pg_sys::Datum;
 use zeroize::Zeroizing;
 
 use super::arguments::{self, Given};
-use super::gate;
+use super::gate::{self, no_secret};
 use super::keys::{ATTEMPTS, NewVersion, Opener, Value, forget, overtaken};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
@@ -27,10 +27,6 @@ fn admitted<'a>(args: &'a Args, actions: &[Action]) -> Result<&'a str> {
     gate::authorize(actions, name)?;
     gate::writable()?;
     Ok(name)
-}
-
-fn no_secret(name: &str) -> VaultError {
-    VaultError::new(Kind::NotFound, format!("secret \"{name}\" does not exist"))
 }
 
 fn exists(name: &str) -> VaultError {
@@ -365,7 +361,12 @@ pub fn update_secret(args: &Args) -> Result<Return> {
     let reset = match args.text_array(13) {
         None => Vec::new(),
         Some(Ok(names)) => names,
-        Some(Err(())) => return Err(gate::null("an element of reset")),
+        Some(Err(())) => {
+            return Err(invalid(
+                "reset must not hold a NULL",
+                &format!("It may name {}.", RESETTABLE.join(", ")),
+            ));
+        }
     };
     check_reset(&reset, &given)?;
     let value = match (given.value, given.username, given.password) {

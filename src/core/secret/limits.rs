@@ -55,11 +55,13 @@ pub fn binary_value(value: &[u8], max_secret_bytes: usize) -> Result<(), Invalid
 /// 1 to [`MAX_USERNAME_BYTES`] bytes without control or invisible characters.
 pub fn username(username: &str) -> Result<(), InvalidArgument> {
     if username.is_empty() {
-        return Err(InvalidArgument::new("username must not be empty"));
+        return Err(InvalidArgument::new("username must not be empty")
+            .hint("Pass the user name, or store the password alone as value."));
     }
     at_most("username", username.len(), MAX_USERNAME_BYTES)?;
     if username.chars().any(is_forbidden_char) {
-        return Err(InvalidArgument::new("username contains a control or invisible character"));
+        return Err(InvalidArgument::new("username contains a control or invisible character")
+            .hint("Remove it: such a name looks like another."));
     }
     Ok(())
 }
@@ -68,7 +70,9 @@ pub fn username(username: &str) -> Result<(), InvalidArgument> {
 pub fn description(description: &str) -> Result<(), InvalidArgument> {
     at_most("description", description.len(), MAX_DESCRIPTION_BYTES)?;
     if description.contains('\0') {
-        return Err(InvalidArgument::new("description must not contain a zero byte"));
+        return Err(
+            InvalidArgument::new("description must not contain a zero byte").hint("Remove the zero byte.")
+        );
     }
     Ok(())
 }
@@ -90,6 +94,7 @@ pub fn keep_versions(keep: i32) -> Result<u32, InvalidArgument> {
     u32::try_from(keep).ok().filter(|_| keep <= MAX_KEEP_VERSIONS).ok_or_else(|| {
         InvalidArgument::new("keep_versions is out of range")
             .detail(format!("It is {keep}; from 0 to {MAX_KEEP_VERSIONS} is allowed."))
+            .hint("Pass 0 to keep none, or NULL to follow hyperion_vault.keep_versions.")
     })
 }
 
@@ -120,7 +125,8 @@ fn interval(what: &str, parts: IntervalParts, least: Span) -> Result<Span, Inval
         Some(span) if span <= MAX_INTERVAL => Ok(span),
         // Either below zero or beyond i64; PostgreSQL 17's infinities are the extremes of every part.
         None if parts.is_below_zero() => Err(InvalidArgument::new(format!("{what} must not be negative"))
-            .detail("A month counts as 30 days and a day as 24 hours.")),
+            .detail("A month counts as 30 days and a day as 24 hours.")
+            .hint("Use an interval such as '30 days'.")),
         _ => Err(InvalidArgument::new(format!("{what} is too long"))
             .hint("Use a finite interval of at most 36500 days.")),
     }
@@ -136,7 +142,8 @@ impl IntervalParts {
 fn at_most(what: &str, len: usize, max: usize) -> Result<(), InvalidArgument> {
     if len > max {
         return Err(InvalidArgument::new(format!("{what} is too long"))
-            .detail(format!("It has {len} bytes; at most {max} are allowed.")));
+            .detail(format!("It has {len} bytes; at most {max} are allowed."))
+            .hint("Shorten it; what is long can be a secret of its own."));
     }
     Ok(())
 }

@@ -27,14 +27,17 @@ impl Pattern {
                 .hint("Use * to match every name, or a pattern such as db/*."));
         }
         if pattern.len() > MAX_PATTERN_BYTES {
-            return Err(InvalidArgument::new("pattern is too long").detail(format!(
-                "The pattern has {} bytes; at most {MAX_PATTERN_BYTES} are allowed.",
-                pattern.len()
-            )));
+            return Err(InvalidArgument::new("pattern is too long")
+                .detail(format!(
+                    "The pattern has {} bytes; at most {MAX_PATTERN_BYTES} are allowed.",
+                    pattern.len()
+                ))
+                .hint("Use a shorter pattern such as db/*."));
         }
         if let Some((at, c)) = pattern.char_indices().find(|&(_, c)| is_forbidden_char(c)) {
             return Err(InvalidArgument::new("pattern contains a control or invisible character")
-                .detail(format!("U+{:04X} stands at byte offset {at}.", c as u32)));
+                .detail(format!("U+{:04X} stands at byte offset {at}.", c as u32))
+                .hint("Use * to match every name, or a pattern such as db/*."));
         }
         let mut text = String::with_capacity(pattern.len());
         for c in pattern.chars() {
