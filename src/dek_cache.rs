@@ -59,7 +59,8 @@ fn ended(end: End) {
     evict(&deleted);
 }
 
-fn evict(digests: &[Digest]) {
+/// Takes keys out of the cache, now.
+pub fn evict(digests: &[Digest]) {
     if digests.is_empty() {
         return;
     }

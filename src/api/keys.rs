@@ -120,6 +120,12 @@ impl Opener {
         Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped)? })
     }
 
+    /// Takes the version's DEK out of the cache, now.
+    pub fn evict(sealed: &Sealed) -> Result<()> {
+        dek_cache::evict(&[context(vault()?, sealed).cache_digest(&sealed.wrapped)]);
+        Ok(())
+    }
+
     pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Plaintext> {
         let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
         Ok(envelope::open(&self.dek, &aad, &sealed.sealed)?)
@@ -133,11 +139,7 @@ impl Opener {
 }
 
 fn vault() -> Result<Id> {
-    meta::vault_id()?.ok_or_else(|| {
-        VaultError::new(Kind::Corrupted, "stored secret cannot be authenticated")
-            .detail("vault.vault_meta has no row, but secrets exist.")
-            .hint("Restore vault.vault_meta together with the other tables of the vault.")
-    })
+    meta::vault_id()?.ok_or_else(meta::lost)
 }
 
 fn context(vault: Id, sealed: &Sealed) -> DekContext {
