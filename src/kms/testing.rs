@@ -7,6 +7,7 @@
 //! fail=unreachable,times=3  the next 3 calls fail so (without times: all)
 //! panic=1                   the next call panics
 //! hang                      calls never end (hang=2: the next 2)
+//! die=panic|error|fatal     the worker's main thread ends so, once, when it reads this at a reload
 //! ```
 //!
 //! The trap it avoids: a test that proves the fake. The real provider still does the work of every call that is
@@ -35,6 +36,30 @@ pub struct Faults {
     pub panics: u32,
     /// How many calls hang.
     pub hangs: u32,
+    /// How the worker itself ends. Done by the worker: the provider has no part in it.
+    pub die: Option<Death>,
+}
+
+/// The ways in which a worker's own code can end it without a crash of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// A Rust panic.
+    Panic,
+    /// A Postgres ERROR: unwinds.
+    Error,
+    /// A Postgres FATAL: ends the process through its exit callbacks, without unwinding.
+    Fatal,
+}
+
+impl Death {
+    fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "panic" => Self::Panic,
+            "error" => Self::Error,
+            "fatal" => Self::Fatal,
+            _ => return None,
+        })
+    }
 }
 
 impl FromStr for Faults {
@@ -54,6 +79,7 @@ impl FromStr for Faults {
                 "times" => times = Some(number()?),
                 "panic" => faults.panics = number()?,
                 "hang" => faults.hangs = if value.is_none() { ALL } else { number()? },
+                "die" => faults.die = Some(value.and_then(Death::from_name).ok_or_else(|| bad(item))?),
                 _ => return Err(bad(item)),
             }
         }
@@ -156,7 +182,7 @@ mod tests {
 
     #[test]
     fn parses_what_it_documents() {
-        let faults: Faults = "delay_ms=500, fail=unreachable,times=3,panic=1,hang".parse().unwrap();
+        let faults: Faults = "delay_ms=500, fail=unreachable,times=3,panic=1,hang,die=fatal".parse().unwrap();
         assert_eq!(
             faults,
             Faults {
@@ -164,6 +190,7 @@ mod tests {
                 fail: Some((ErrorKind::Unreachable, 3)),
                 panics: 1,
                 hangs: ALL,
+                die: Some(Death::Fatal),
             }
         );
         assert_eq!("".parse(), Ok(Faults::default()));
