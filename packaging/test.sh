@@ -121,7 +121,7 @@ summary() {
     printf '\n%sSummary%s (%s, logs in %s)\n' "$BOLD" "$PLAIN" "$(elapsed "$1")" "$LOGS"
     for row in "${TABLE[@]}"; do printf '  %s\n' "$row"; done
     [ ${#FAILED[@]} = 0 ] || printf '  %sfailed: %s%s\n' "$RED" "$(printf '%s; ' "${FAILED[@]}")" "$PLAIN"
-    printf '%d passed, %d failed\n' "$PASSED_TESTS" "$FAILED_TESTS"
+    printf '%d passed, %d failed\n' "$PASSED_TESTS" "$FAILED_TESTS" | tee "$LOGS/summary"
     [ "$FAILED_TESTS" = 0 ] && [ ${#FAILED[@]} = 0 ]
 }
 
