@@ -6,7 +6,7 @@
 use hyperion_vault_core::envelope::Id;
 use pgrx::pg_sys;
 
-use crate::error::Result;
+use crate::error::{Kind, Result, VaultError};
 use crate::pg::scan::IndexedTable;
 use crate::pg::spi::{Bind, Spi, Statement};
 
@@ -29,16 +29,25 @@ pub fn vault_id() -> Result<Option<Id>> {
 }
 
 static ESTABLISH: Statement = Statement::new(
-    c"INSERT INTO vault.vault_meta (vault_id, created_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING",
+    c"INSERT INTO vault.vault_meta (vault_id, created_at)
+      SELECT $1, clock_timestamp() WHERE NOT EXISTS (SELECT FROM vault.secrets) ON CONFLICT DO NOTHING",
     &[pg_sys::UUIDOID],
 );
 
 /// Makes `candidate` the vault's id unless it has one, and returns the id it has. May wait for another session's
-/// first seal to commit or roll back.
+/// first seal to commit or roll back. Refuses if there are secrets: they were sealed under an id that is lost or not
+/// restored yet, and with another in its place they could not be read even when it is found.
 pub fn establish(spi: &Spi, candidate: Id) -> Result<Id> {
     if let Some(id) = vault_id()? {
         return Ok(id);
     }
     spi.run(&ESTABLISH, &[Bind::Uuid(candidate)])?;
-    Ok(vault_id()?.unwrap_or(candidate))
+    vault_id()?.ok_or_else(lost)
+}
+
+/// Secrets without the vault they belong to.
+pub fn lost() -> VaultError {
+    VaultError::new(Kind::Corrupted, "stored secret cannot be authenticated")
+        .detail("vault.vault_meta has no row, but secrets exist.")
+        .hint("Restore vault.vault_meta together with the other tables of the vault.")
 }
