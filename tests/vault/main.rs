@@ -1,3 +1,6 @@
 //! Integration tests: each test starts its own throw-away cluster. See tests/support for what they stand on.
 
 mod harness;
+mod keyfile;
+mod leaks;
+mod tamper;
