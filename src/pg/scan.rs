@@ -73,15 +73,33 @@ impl IndexedTable {
         Ok((table, index))
     }
 
+    /// Locks the table and gives its oid and its index's, which the lock keeps valid.
+    ///
+    /// The lock first, the trust in a remembered oid after: a session that slept in the middle of a statement (the
+    /// key service is asked without any lock) may wake up in a world where the extension was dropped and made anew.
+    fn lock(&self) -> Result<(Oid, Oid)> {
+        loop {
+            let (table, index) = self.oids()?;
+            // SAFETY: the number of a relation that is gone can be locked like any other.
+            unsafe { pg_sys::LockRelationOid(table, pg_sys::AccessShareLock as i32) };
+            // Taking the lock made this process hear of all changes committed before.
+            if self.known.get().is_some_and(|(_, _, seen)| seen == GENERATION.get()) {
+                return Ok((table, index));
+            }
+            // SAFETY: the lock just taken.
+            unsafe { pg_sys::UnlockRelationOid(table, pg_sys::AccessShareLock as i32) };
+        }
+    }
+
     /// Calls `visit` for each row whose leading index columns equal `keys`, until it says stop (false).
     /// Column references a tuple gives out are valid during the visit only.
     pub fn each(&self, keys: &[Key<'_>], mut visit: impl FnMut(&Tuple) -> Result<bool>) -> Result<()> {
-        let (table, index) = self.oids()?;
-        // SAFETY: the relation is opened with a lock and closed below (by the transaction's end if an error
+        let (table, index) = self.lock()?;
+        // SAFETY: the relation is locked, and closed and unlocked below (by the transaction's end if an error
         // unwinds); the scan keys name index columns 1.. with the equality function of their type, as the catalog
         // interface wants for `indexOK`; the snapshot (null) means the latest one, registered by the scan.
         unsafe {
-            let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+            let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
             let mut scan_keys: [pg_sys::ScanKeyData; 2] = std::mem::zeroed();
             assert!(keys.len() <= scan_keys.len(), "more keys than any index here has");
             for (i, key) in keys.iter().enumerate() {
