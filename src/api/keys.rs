@@ -120,10 +120,9 @@ impl Opener {
         Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped)? })
     }
 
-    /// Takes the version's DEK out of the cache, now.
-    pub fn evict(sealed: &Sealed) -> Result<()> {
-        dek_cache::evict(&[context(vault()?, sealed).cache_digest(&sealed.wrapped)]);
-        Ok(())
+    /// Takes the version's DEK out of the cache, now. Of the vault it was fetched for: that one may be gone too.
+    pub fn evict(&self, sealed: &Sealed) {
+        dek_cache::evict(&[context(self.vault, sealed).cache_digest(&sealed.wrapped)]);
     }
 
     pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Plaintext> {
