@@ -16,6 +16,7 @@ pub mod scope;
 pub mod shmem;
 pub mod spi;
 pub mod srf;
+pub mod triggers;
 pub mod worker;
 
 use pgrx::pg_sys;

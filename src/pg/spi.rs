@@ -6,6 +6,7 @@
 //!
 //! Client backends and database workers, main thread; in parallel mode queries only.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -15,6 +16,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::datum;
 use super::scope::ServiceScope;
+use super::triggers;
 use crate::error::{Result, VaultError};
 
 /// A statement with its parameter types. Make it a `static`: the plan is kept in it, per process.
@@ -69,6 +71,8 @@ impl Bind<'_> {
 pub struct Spi {
     /// The context that was current before: results are copied there.
     caller: pg_sys::MemoryContext,
+    /// Whether the tables' triggers have been looked at.
+    looked: Cell<bool>,
     // Dropped after the connection is closed (fields drop after `drop` runs).
     _scope: ServiceScope,
 }
@@ -82,12 +86,15 @@ impl Spi {
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             return Err(VaultError::internal("SPI_connect failed"));
         }
-        Ok(Self { caller, _scope: scope })
+        Ok(Self { caller, looked: Cell::new(false), _scope: scope })
     }
 
     /// Runs the statement; its rows (of a SELECT or RETURNING) stay valid until the connection is closed.
     pub fn run(&self, statement: &Statement, binds: &[Bind<'_>]) -> Result<Rows<'_>> {
         assert!(binds.len() == statement.types.len(), "parameters do not match the statement");
+        if !statement.read_only && !self.looked.replace(true) {
+            triggers::refuse_foreign()?;
+        }
         let plan = prepared(statement)?;
         let mut nulls = vec![b' ' as std::ffi::c_char; binds.len()];
         let mut values: Vec<Datum> = binds

@@ -1,0 +1,61 @@
+//! Triggers that others put on the extension's tables.
+//!
+//! Client backends on a primary, main thread. The trap it avoids: row-level security does not keep a role with a stray
+//! TRIGGER privilege from attaching a function of his own, which the server would run inside our statements, as
+//! `vault_service` and with the flag up that opens every row. So a statement that writes looks first.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::datum;
+use crate::error::{Kind, Result, VaultError};
+
+/// The tables our statements write to.
+const TABLES: [&CStr; 3] = [c"vault_meta", c"secrets", c"secret_versions"];
+/// The only trigger that sql/20_schema.sql makes.
+const OURS: &str = "refuse_truncate";
+
+/// Refuses if one of our tables has a trigger that is not ours. What it saw stays true for the transaction: it keeps
+/// the lock that a writing statement takes anyway, which CREATE TRIGGER waits for.
+pub fn refuse_foreign() -> Result<()> {
+    for table in TABLES {
+        // SAFETY: syscache lookups on valid strings.
+        let oid = unsafe {
+            pg_sys::get_relname_relid(table.as_ptr(), pg_sys::get_namespace_oid(c"vault".as_ptr(), true))
+        };
+        if oid == pg_sys::Oid::INVALID {
+            // The statement will say so.
+            continue;
+        }
+        // SAFETY: opened under a lock that lasts until the end of the transaction, closed without giving it up; the
+        // trigger list belongs to the open relation and is only read while it is.
+        let foreign = unsafe {
+            let relation = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32);
+            if relation.is_null() {
+                // Dropped meanwhile: the same.
+                continue;
+            }
+            let list = (*relation).trigdesc;
+            let count = if list.is_null() { 0 } else { (*list).numtriggers as usize };
+            let foreign = (0..count)
+                .map(|i| &*(*list).triggers.add(i))
+                // Internal ones are foreign keys' and run the server's own code.
+                .filter(|trigger| !trigger.tgisinternal)
+                .map(|trigger| datum::cstr_lossy(trigger.tgname))
+                .find(|name| name != OURS);
+            pg_sys::table_close(relation, pg_sys::NoLock as i32);
+            foreign
+        };
+        if let Some(name) = foreign {
+            let table = table.to_string_lossy();
+            return Err(VaultError::new(
+                Kind::WrongState,
+                format!("table \"vault.{table}\" has a trigger that is not the extension's"),
+            )
+            .detail(format!("Trigger \"{name}\" would run with the rights of the extension."))
+            .hint("Drop the trigger, and revoke the TRIGGER privilege from whoever made it."));
+        }
+    }
+    Ok(())
+}
