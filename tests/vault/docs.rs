@@ -112,7 +112,10 @@ fn normal(text: &str) -> String {
 fn shape(word: &str) -> String {
     let digits = |pattern: &str| {
         word.len() >= pattern.len()
-            && word.bytes().zip(pattern.bytes()).all(|(b, p)| if p == b'9' { b.is_ascii_digit() } else { b == p })
+            && word
+                .bytes()
+                .zip(pattern.bytes())
+                .all(|(b, p)| if p == b'9' { b.is_ascii_digit() } else { b == p })
     };
     let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
     if word.bytes().all(|b| b == b'-' || b == b'+') && word.contains('-') {
@@ -179,7 +182,10 @@ fn readme_examples_do_what_they_show() {
         compared += 1;
         errors += usize::from(fails);
     }
-    assert!(compared >= 10 && errors >= 3 && bound >= 1, "{compared} compared, {errors} errors, {bound} bound");
+    assert!(
+        compared >= 10 && errors >= 3 && bound >= 1,
+        "{compared} compared, {errors} errors, {bound} bound"
+    );
 
     let vault = Vault { cluster: &cluster };
     every_function_is_in_the_readme(&mut vault.root(), &readme);
@@ -380,7 +386,10 @@ fn links_and_paths_resolve() {
 /// A heading's anchor, as the common renderers make it.
 fn slug(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
-    text.chars().filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_').map(|c| if c == ' ' { '-' } else { c }).collect()
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_')
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
 }
 
 #[test]
