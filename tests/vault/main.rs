@@ -1,6 +1,8 @@
 //! Integration tests: each test starts its own throw-away cluster. See tests/support for what they stand on.
 
+mod docs;
 mod harness;
 mod keyfile;
 mod leaks;
 mod tamper;
+mod triggers;
