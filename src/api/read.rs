@@ -159,7 +159,8 @@ pub fn verify(args: &Args) -> Result<Return> {
         if fetched {
             let again = self::live(name);
             let same = |(a, b): (&Sealed, &Sealed)| a.version_id == b.version_id && a.wrapped == b.wrapped;
-            let unchanged = |again: &Vec<Sealed>| again.len() == live.len() && again.iter().zip(&live).all(same);
+            let unchanged =
+                |again: &Vec<Sealed>| again.len() == live.len() && again.iter().zip(&live).all(same);
             if !again.as_ref().is_ok_and(unchanged) {
                 // As in `find_with_key`. A key too many costs one call.
                 for (version, opener) in live.iter().zip(&openers) {
