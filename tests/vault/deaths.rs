@@ -1,0 +1,368 @@
+//! Every orderly end of the key-service worker, in the middle of requests and under load: the server goes on, those
+//! who wait are served by the successor, nothing acknowledged is lost.
+//!
+//! Runs in the test process. `die=` in the injected faults ends the worker's own main thread; a panic of the provider
+//! is another matter, since the worker must survive that.
+
+use crate::watch::{
+    calls, expect_idle_queue, in_state, make_cold, processing, starts, status, until_processing,
+    until_running,
+};
+use hyperion_vault_tests::threads::{Background, background};
+use hyperion_vault_tests::{
+    Client, Cluster, NoTls, PATIENCE, SIGTERM, StopMode, Vault, backend_pid, expect_disconnect, sqlstate,
+    wait_for,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Creators, each with names of its own.
+const CREATORS: usize = 3;
+const ROUNDS: usize = 20;
+/// More than the readers of cold secrets get through.
+const COLD: usize = 4000;
+
+/// Load that goes on until told to stop, and what became of it.
+struct Load {
+    stop: Arc<AtomicBool>,
+    creators: Vec<Background<Vec<String>>>,
+    cold_readers: Vec<Background<usize>>,
+    hot_reader: Background<(u64, Duration)>,
+    hot_reads: Arc<AtomicU64>,
+}
+
+impl Load {
+    fn start(cluster: &Cluster) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let hot_reads = Arc::new(AtomicU64::new(0));
+        let session = |user: &str| cluster.config(user, cluster.database());
+        let creators = (0..CREATORS).map(|worker| {
+            let (stop, config) = (Arc::clone(&stop), session("ops"));
+            background(move || {
+                let mut client = config.connect(NoTls).unwrap();
+                let create = client.prepare("SELECT vault.create_secret($1, $2)").unwrap();
+                let mut acknowledged = Vec::new();
+                while !stop.load(Relaxed) {
+                    let name = format!("load/{worker}/{}", acknowledged.len());
+                    client
+                        .execute(&create, &[&name, &value(&name)])
+                        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+                    acknowledged.push(name);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                acknowledged
+            })
+        });
+        let cold_readers = (0..2).map(|reader| {
+            let (stop, config) = (Arc::clone(&stop), session("app"));
+            background(move || {
+                let mut client = config.connect(NoTls).unwrap();
+                let mut read = 0;
+                while !stop.load(Relaxed) && reader + 2 * read < COLD {
+                    let name = format!("cold/{}", reader + 2 * read);
+                    assert_eq!(read_value(&mut client, &name), "cold value");
+                    read += 1;
+                    std::thread::sleep(Duration::from_millis(15));
+                }
+                read
+            })
+        });
+        let hot_reader = {
+            let (stop, config, reads) = (Arc::clone(&stop), session("app"), Arc::clone(&hot_reads));
+            background(move || {
+                let mut client = config.connect(NoTls).unwrap();
+                client.batch_execute("SET statement_timeout = '10s'").unwrap();
+                let mut slowest = Duration::ZERO;
+                while !stop.load(Relaxed) {
+                    let begun = Instant::now();
+                    assert_eq!(read_value(&mut client, "hot"), "hot value");
+                    slowest = slowest.max(begun.elapsed());
+                    reads.fetch_add(1, Relaxed);
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                (reads.load(Relaxed), slowest)
+            })
+        };
+        Self {
+            creators: creators.collect(),
+            cold_readers: cold_readers.collect(),
+            hot_reader,
+            hot_reads,
+            stop,
+        }
+    }
+}
+
+fn value(name: &str) -> String {
+    format!("the value of {name}")
+}
+
+fn read_value(client: &mut Client, name: &str) -> String {
+    let row = client.query_one("SELECT vault.read_secret($1)", &[&name]);
+    row.unwrap_or_else(|error| panic!("cannot read {name}: {error:?}")).get(0)
+}
+
+#[test]
+fn twenty_orderly_deaths_of_the_worker_under_load() {
+    let cluster = Cluster::builder().conf("hyperion_vault.kms_timeout_ms", "120000").start();
+    let vault = cluster.vault();
+    make_cold(
+        &vault,
+        &format!(
+            "SELECT count(vault.create_secret('cold/' || i, 'cold value')) FROM generate_series(0, {}) i",
+            COLD - 1
+        ),
+    );
+    vault.ops().batch_execute("SELECT vault.create_secret('hot', 'hot value')").unwrap();
+    let mut root = vault.root();
+    let mut witness = cluster.witness();
+    let load = Load::start(&cluster);
+
+    let mut gap_reads = 0;
+    for round in 0..ROUNDS {
+        std::thread::sleep(Duration::from_millis(100)); // some load that is not interrupted
+        // Everybody who needs the key service gets stuck in it, then the worker ends.
+        cluster.set_faults("hang");
+        until_processing(&mut root, CREATORS as u64 + 2);
+        let lived = u64::try_from(round).unwrap() + 1;
+        assert_eq!(starts(&mut root), lived, "it ended by itself");
+        let pid = cluster.pid_of("hyperion_vault kms");
+        match ["SIGTERM", "die=panic", "die=error", "die=fatal"][round % 4] {
+            "SIGTERM" => {
+                cluster.clear_faults();
+                cluster.kill(pid, SIGTERM);
+            }
+            death => cluster.set_conf("hyperion_vault.test_faults", death),
+        }
+        // Cached secrets are read while there is no worker. Not every round need catch the gap of a second.
+        let before = load.hot_reads.load(Relaxed);
+        wait_for("the worker to be gone", PATIENCE, || status(&mut root)["workers"][0]["running"] == false);
+        let in_gap = load.hot_reads.load(Relaxed);
+        std::thread::sleep(Duration::from_millis(100));
+        let after = load.hot_reads.load(Relaxed);
+        if status(&mut root)["workers"][0]["running"] == false && starts(&mut root) == lived {
+            gap_reads += after - in_gap;
+        }
+        assert!(before <= in_gap);
+        until_running(&mut root, lived + 1);
+    }
+    cluster.clear_faults();
+    load.stop.store(true, Relaxed);
+    let limit = 3 * PATIENCE;
+    let acknowledged: Vec<String> = load.creators.into_iter().flat_map(|c| c.finish(limit)).collect();
+    let cold: usize = load.cold_readers.into_iter().map(|reader| reader.finish(limit)).sum();
+    let (hot, slowest) = load.hot_reader.finish(limit);
+    assert!(gap_reads > 0 && acknowledged.len() >= ROUNDS * CREATORS && cold >= ROUNDS);
+    witness.assert_survived();
+    expect_idle_queue(&mut root);
+    assert_eq!(starts(&mut root), ROUNDS as u64 + 1);
+
+    let mut app = vault.app();
+    for name in &acknowledged {
+        assert_eq!(read_value(&mut app, name), value(name));
+    }
+    let log = cluster.log();
+    assert_eq!(log.matches("hyperion_vault kms worker started").count(), ROUNDS + 1);
+    assert!(!log.contains("terminating any other active server processes"));
+    println!(
+        "{ROUNDS} deaths of the worker: {} secrets acknowledged, all open; {cold} cold reads and {hot} cached ones \
+         (slowest {slowest:?}, {gap_reads} of them without a worker); no session hung, all slots free",
+        acknowledged.len()
+    );
+}
+
+#[test]
+fn a_panicking_provider_costs_one_request_and_no_worker() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    make_cold(&vault, "SELECT vault.create_secret('cold', 'cold value')");
+    let (mut root, mut ops, mut witness) = (vault.root(), vault.ops(), cluster.witness());
+    let worker = cluster.pid_of("hyperion_vault kms");
+    cluster.set_faults("panic=2");
+    sqlstate!(ops.simple_query("SELECT vault.create_secret('a', 'v')"), "XX000", message: "ended unexpectedly");
+    sqlstate!(root.simple_query("SELECT vault.read_secret('cold')"), "XX000", hint: "server log");
+    ops.batch_execute("SELECT vault.create_secret('a', 'v')").unwrap();
+    assert_eq!(read_value(&mut root, "cold"), "cold value");
+
+    // Retryable failures are retried, others are told at once.
+    cluster.set_faults("fail=unreachable,times=2");
+    ops.batch_execute("SELECT vault.create_secret('b', 'v')").unwrap();
+    cluster.set_faults("fail=throttled,times=1");
+    ops.batch_execute("SELECT vault.create_secret('c', 'v')").unwrap();
+    cluster.set_faults("fail=refused,times=1");
+    let before = calls(&mut root);
+    sqlstate!(ops.simple_query("SELECT vault.create_secret('d', 'v')"), "38000", message: "refused");
+    assert_eq!(calls(&mut root), before + 1, "a refusal is not repeated");
+    ops.batch_execute("SELECT vault.create_secret('d', 'v')").unwrap();
+    let kms = status(&mut root)["kms"].take();
+    assert_eq!((&kms["retries"], &kms["last_error"]), (&3.into(), &"refused".into()), "{kms}");
+
+    // Without a place in the list of database sessions it cannot be terminated from SQL; if it ever has one, it may.
+    let terminated: bool = root.query_one("SELECT pg_terminate_backend($1)", &[&worker]).unwrap().get(0);
+    if terminated {
+        until_running(&mut root, 2);
+    } else {
+        assert_eq!(cluster.pid_of("hyperion_vault kms"), worker);
+    }
+    println!("pg_terminate_backend of the worker: {terminated}");
+    ops.batch_execute("SELECT vault.create_secret('e', 'v')").unwrap();
+    witness.assert_survived();
+    expect_idle_queue(&mut root);
+}
+
+/// Memory of the worker that is its own, in kilobytes.
+fn private_kb(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the worker runs");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("Linux says so");
+    line.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[test]
+fn the_worker_does_not_grow() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    let worker = cluster.pid_of("hyperion_vault kms");
+    let mut series = 0;
+    let mut work = |root: &mut Client| {
+        series += 1;
+        let creates = format!(
+            "SELECT count(vault.create_secret('m/{series}/' || i, 'v')) FROM generate_series(1, 1500) i"
+        );
+        make_cold(&vault, &creates);
+        let reads =
+            format!("SELECT count(vault.read_secret('m/{series}/' || i)) FROM generate_series(1, 1500) i");
+        assert_eq!(root.query_one(&reads, &[]).unwrap().get::<_, i64>(0), 1500);
+        // Failures and requests that are given up leave nothing behind either.
+        cluster.set_faults("fail=refused,times=200");
+        let failing = "DO $$ BEGIN FOR i IN 1..200 LOOP
+            BEGIN PERFORM vault.create_secret('never', 'v'); EXCEPTION WHEN external_routine_exception THEN NULL; END;
+            END LOOP; END $$";
+        ops.batch_execute(failing).unwrap();
+        cluster.set_faults("hang");
+        ops.batch_execute("SET statement_timeout = '5ms'").unwrap();
+        for _ in 0..50 {
+            sqlstate!(ops.simple_query("SELECT vault.create_secret('never', 'v')"), "57014");
+        }
+        ops.batch_execute("RESET statement_timeout").unwrap();
+        cluster.clear_faults();
+        expect_idle_queue(root);
+    };
+    work(&mut root);
+    let before = private_kb(worker);
+    for _ in 0..3 {
+        work(&mut root);
+    }
+    let after = private_kb(worker);
+    println!("private memory of the worker: {before} kB after 3250 requests, {after} kB after 13000");
+    // A leak of the smallest kind, some 200 bytes a request, would be 2 MB.
+    assert!(after < before + 1500, "{before} kB before, {after} kB after");
+}
+
+fn waiting(mut client: Client, sql: &str) -> (i32, Background<Result<(), postgres::Error>>) {
+    let (pid, sql) = (backend_pid(&mut client), sql.to_owned());
+    (pid, background(move || client.batch_execute(&sql)))
+}
+
+/// Calls every function once, in sessions whose plans and caches may know other tables.
+fn exercise(ops: &mut Client, root: &mut Client, round: &str) {
+    let name = format!("n/{round}");
+    for sql in [
+        "SELECT vault.create_secret($1, 'one', metadata => '{\"a\": 1}', grace_period => '1 hour')",
+        "SELECT vault.put_secret($1, 'two')",
+        "SELECT vault.update_secret($1, 'three', description => 'd')",
+        "SELECT vault.update_secret($1, kind => 'automatic', rotation_interval => '1 day')",
+        "SELECT vault.rotate_secret($1)",
+        "SELECT vault.put_secret($1, 'five')",
+    ] {
+        ops.execute(sql, &[&name]).unwrap_or_else(|error| panic!("{round}: {sql}: {error:?}"));
+    }
+    assert_eq!(read_value(root, &name), "five", "{round}");
+    let row =
+        root.query_one("SELECT kind::text, format::text, value FROM vault.get_secret($1)", &[&name]).unwrap();
+    assert_eq!((row.get(0), row.get(1), row.get(2)), ("automatic", "opaque", "five"));
+    let row = root.query_one("SELECT valid, version FROM vault.verify($1, 'three')", &[&name]).unwrap();
+    assert_eq!((row.get::<_, bool>(0), row.get::<_, i32>(1)), (true, 3));
+    assert_eq!(root.query("SELECT vault.list_versions($1)", &[&name]).unwrap().len(), 5);
+    let listed =
+        root.query_one("SELECT count(*) FROM vault.list_secrets() WHERE name = $1", &[&name]).unwrap();
+    assert_eq!(listed.get::<_, i64>(0), 1);
+    ops.batch_execute(&format!(
+        "SELECT vault.create_secret('{name}/gone', 'v'); SELECT vault.delete_secret('{name}/gone')"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn waiting_requests_hold_up_no_administration() {
+    let cluster = Cluster::builder().conf("hyperion_vault.kms_timeout_ms", "180000").start();
+    let vault: Vault<'_> = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    let mut admin = vault.root();
+    admin.batch_execute("SET statement_timeout = '20s'; SET lock_timeout = '10s'").unwrap();
+    exercise(&mut ops, &mut root, "first");
+    let planned = root.prepare("SELECT vault.read_secret($1)").unwrap();
+    make_cold(&vault, "SELECT vault.create_secret('cold', 'cold value')");
+    cluster.set_faults("hang");
+    let (_, create) = waiting(vault.ops(), "SELECT vault.create_secret('late', 'v') IS NULL");
+    let (_, put) = waiting(vault.ops(), "SELECT vault.put_secret('n/first', 'v') IS NULL");
+    let (_, read) = waiting(vault.app(), "SELECT vault.read_secret('cold')");
+    until_processing(&mut root, 3);
+
+    for sql in ["CREATE DATABASE other", "ALTER DATABASE other RENAME TO another", "DROP DATABASE another"] {
+        admin.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    for sql in ["DROP EXTENSION hyperion_vault", "CREATE EXTENSION hyperion_vault"] {
+        admin.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    assert_eq!(processing(&mut root), 3, "they wait as before");
+    cluster.clear_faults();
+    cluster.kill_and_wait(cluster.pid_of("hyperion_vault kms"), SIGTERM);
+    // The world they asked in is gone. New secrets go into the new one; what was to be read is not there.
+    create.finish(PATIENCE).unwrap();
+    put.finish(PATIENCE).unwrap();
+    sqlstate!(read.finish(PATIENCE), "P0002");
+    assert_eq!(read_value(&mut root, "late"), "v");
+    assert_eq!(root.query_one(&planned, &[&"n/first"]).unwrap().get::<_, &str>(0), "v");
+
+    // The same sessions, with plans, function and table oids of the former extension.
+    exercise(&mut ops, &mut root, "second");
+    admin.batch_execute("DROP EXTENSION hyperion_vault").unwrap();
+    sqlstate!(root.simple_query("SELECT vault.read_secret('n/second')"), "42883");
+    admin.batch_execute("CREATE EXTENSION hyperion_vault").unwrap();
+    exercise(&mut ops, &mut root, "third");
+    expect_idle_queue(&mut root);
+
+    // Shutdown while requests wait, in a slot and for one that the worker has not seen.
+    cluster.set_faults("hang");
+    let (_, late) = waiting(vault.ops(), "SELECT vault.create_secret('late', 'v')");
+    until_processing(&mut root, 1);
+    let mark = cluster.log_mark();
+    let begun = Instant::now();
+    cluster.stop(StopMode::Fast);
+    println!("fast shutdown with a request under way: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    expect_disconnect(late.finish(PATIENCE));
+    let log = cluster.log_since(mark);
+    assert!(log.contains("database system is shut down") && !log.contains("signal"), "{log}");
+    cluster.start_again();
+    cluster.clear_faults();
+    let mut root = vault.root();
+    assert_eq!(read_value(&mut root, "n/third"), "five");
+    sqlstate!(root.simple_query("SELECT vault.read_secret('late')"), "P0002");
+    assert_eq!(in_state(&mut root, "abandoned"), 0);
+    expect_idle_queue(&mut root);
+
+    // The vault's own database: nobody of ours sits in it.
+    drop((ops, root, admin));
+    let mut elsewhere = cluster.connect("postgres", "template1");
+    wait_for("the sessions to end", PATIENCE, || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'postgres'";
+        elsewhere.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 0
+    });
+    elsewhere.batch_execute("SET statement_timeout = '20s'").unwrap();
+    elsewhere.batch_execute("ALTER DATABASE postgres RENAME TO moved").unwrap();
+    elsewhere.batch_execute("ALTER DATABASE moved RENAME TO postgres").unwrap();
+    assert_eq!(read_value(&mut vault.root(), "n/third"), "five");
+}

@@ -1,0 +1,110 @@
+//! What the tests of the key-service worker look at: `vault.status()`, its queue, and its calls.
+//!
+//! Runs in the test process. The trap: figures the worker publishes lag behind its answers by up to one turn of its
+//! loop, so they are waited for, or taken when they have come to rest.
+
+use hyperion_vault_tests::{Client, Cluster, PATIENCE, Vault, wait_for};
+use serde_json::Value;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What must come at once, as seen from a loaded machine. What it is compared with hangs for a minute or for good.
+pub const QUICK: Duration = Duration::from_secs(2);
+
+pub fn status(root: &mut Client) -> Value {
+    let text: String =
+        root.query_one("SELECT vault.status()::text", &[]).expect("cannot ask for the status").get(0);
+    serde_json::from_str(&text).expect("the status is JSON")
+}
+
+/// Requests the worker has taken and not answered.
+pub fn processing(root: &mut Client) -> u64 {
+    in_state(root, "processing")
+}
+
+pub fn in_state(root: &mut Client, state: &str) -> u64 {
+    status(root)["queue"]["states"][state].as_u64().expect("a state of the queue")
+}
+
+#[track_caller]
+pub fn until_processing(root: &mut Client, requests: u64) {
+    wait_for(&format!("{requests} requests under way"), PATIENCE, || processing(root) == requests);
+}
+
+/// Waits until every slot is free again: none is leaked.
+#[track_caller]
+pub fn expect_idle_queue(root: &mut Client) {
+    let mut last = Value::Null;
+    let idle = hyperion_vault_tests::wait_until(PATIENCE, || {
+        last = status(root)["queue"].take();
+        last["states"]["free"] == last["slots"] && last["slots"].as_u64() > Some(0)
+    });
+    assert!(idle, "slots are still occupied: {last}");
+}
+
+/// Calls made at the provider by the present worker, once the figure has come to rest.
+pub fn calls(root: &mut Client) -> u64 {
+    let figure = |root: &mut Client| {
+        let kms = status(root)["kms"].take();
+        (kms["calls"].as_u64().expect("a count"), kms["in_flight"].as_u64().expect("a count"))
+    };
+    let mut before = figure(root);
+    loop {
+        // Longer than a turn of the worker, after which it publishes at the latest.
+        std::thread::sleep(Duration::from_millis(1300));
+        let now = figure(root);
+        if now == before && now.1 == 0 {
+            return now.0;
+        }
+        before = now;
+    }
+}
+
+/// How often the worker has started.
+pub fn starts(root: &mut Client) -> u64 {
+    status(root)["workers"][0]["starts"].as_u64().expect("a count")
+}
+
+#[track_caller]
+pub fn until_running(root: &mut Client, starts: u64) {
+    let mut last = Value::Null;
+    let running = hyperion_vault_tests::wait_until(PATIENCE, || {
+        last = status(root)["workers"][0].take();
+        last["running"] == true && last["starts"] == starts
+    });
+    assert!(running, "the worker should run for the {starts}th time: {last}");
+}
+
+/// Runs `sql` as `ops` while the cache takes nothing in.
+#[track_caller]
+pub fn make_cold(vault: &Vault<'_>, sql: &str) {
+    vault.cluster.set_conf("hyperion_vault.dek_cache_ttl_secs", "0");
+    vault.ops().batch_execute(sql).expect("cannot make cold secrets");
+    vault.cluster.reset_conf("hyperion_vault.dek_cache_ttl_secs");
+}
+
+/// Runs `sql` in a client process of its own, named `gone`, kills it by SIGKILL once `ready` returns, and gives the
+/// moment of that.
+pub fn gone_process(cluster: &Cluster, user: &str, sql: &str, ready: impl FnOnce(u32)) -> Instant {
+    let mut child = Command::new(cluster.toolchain().program("psql"))
+        .args(["-X", "-U", user, "-c", sql])
+        .env("PGHOST", cluster.socket_dir())
+        .env("PGPORT", cluster.port().to_string())
+        .env("PGDATABASE", cluster.database())
+        .env("PGAPPNAME", "gone")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("cannot run psql");
+    ready(child.id());
+    let now = Instant::now();
+    child.kill().and_then(|()| child.wait()).expect("cannot kill our own child");
+    now
+}
+
+/// Sessions with this application name.
+pub fn backends_of(root: &mut Client, application: &str) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
+    root.query_one(sql, &[&application]).expect("cannot ask for the sessions").get(0)
+}
