@@ -1,0 +1,154 @@
+//! The table of bad arguments: call | SQLSTATE | part of the message | part of the hint. Read in the test process.
+//!
+//! Text rather than tuples, so that a row stays a line. `#` starts a comment; `$V` stands for a value, quoted. A
+//! hint `-` means that there is none, as with most errors of the server itself.
+
+/// Refused to an administrator.
+pub const WRITERS: &str = r##"
+# NULL where there must be something.
+create_secret('n', NULL) | 22023 | a manual secret needs a value | generator
+create_secret('n') | 22023 | a manual secret needs a value | Pass value, or username and password
+create_secret('n', $V, kind => NULL) | 22023 | kind must not be null | Pass a value for kind
+put_secret('n', NULL) | 22023 | value must not be null | Pass a value for value
+put_secret('s', NULL) | 22023 | value must not be null | Pass a value for value
+update_secret('s') | 22023 | nothing to update | Pass a value, a property, or reset
+update_secret('s', expected_version => 2) | 22023 | nothing to update | reset
+# Kinds and types the server itself refuses.
+create_secret('n', $V, 'magic') | 22P02 | invalid input value for enum | -
+update_secret('s', kind => 'opaque') | 22P02 | invalid input value for enum | -
+create_secret('n', $V, rotation_interval => 'soon') | 22007 | invalid input syntax for type interval | -
+create_secret('n', $V, generator => '{"length": }') | 22P02 | invalid input syntax for type json | -
+create_secret('n', $V, metadata => 'text') | 22P02 | invalid input syntax for type json | -
+create_secret('n', $V, allowed_ips => '{10.0.0.1/8}') | 22P02 | invalid cidr value | -
+create_secret('n', $V, allowed_ips => '{nowhere}') | 22P02 | invalid input syntax for type cidr | -
+put_secret('n', $V, 2147483648) | 42883 | function vault.put_secret | explicit type casts
+# Value, username, password.
+create_secret('n', $V, username => 'u') | 22023 | either a value or a username and password | Pass value alone
+create_secret('n', $V, password => $V) | 22023 | either a value or a username and password | Pass value alone
+create_secret('n', $V, username => 'u', password => $V) | 22023 | either a value or | Pass value alone
+create_secret('n', username => 'u') | 22023 | a username needs a password | generator
+create_secret('n', password => $V) | 22023 | a password needs a username | Pass username too
+update_secret('login', $V, username => 'u') | 22023 | either a value or a username and password | Pass value alone
+update_secret('login', $V, password => $V) | 22023 | either a value or | Pass value alone
+update_secret('login', $V) | 22023 | holds a username and password | username or password
+put_secret('login', $V) | 22023 | holds a username and password | update_secret
+update_secret('s', password => $V) | 22023 | holds a single value | Pass value instead
+update_secret('s', username => $V) | 22023 | holds a single value | Pass value instead
+create_secret('n', username => '', password => $V) | 22023 | username must not be empty | Pass the user name
+create_secret('n', username => E'a\nb', password => $V) | 22023 | username contains a control | Remove it
+create_secret('n', username => repeat('u', 1025), password => $V) | 22023 | username is too long | Shorten it
+update_secret('login', username => '') | 22023 | username must not be empty | Pass the user name
+# Intervals.
+create_secret('n', $V, rotation_interval => '-1 day') | 22023 | rotation_interval must not be negative | '30 days'
+create_secret('n', $V, rotation_interval => '0') | 22023 | rotation_interval is too short | at least 1 second
+create_secret('n', $V, rotation_interval => '0.999999 s') | 22023 | rotation_interval is too short | at least 1 second
+create_secret('n', $V, rotation_interval => '1 day -24 hours') | 22023 | rotation_interval is too short | 1 second
+create_secret('n', $V, rotation_interval => '102 years') | 22023 | rotation_interval is too long | 36500 days
+create_secret('n', $V, rotation_interval => '178000000 years') | 22023 | rotation_interval is too long | 36500 days
+create_secret('n', $V, grace_period => '-1 microsecond') | 22023 | grace_period must not be negative | '30 days'
+create_secret('n', $V, grace_period => '1 mon -31 days') | 22023 | grace_period must not be negative | '30 days'
+create_secret('n', $V, grace_period => '36501 days') | 22023 | grace_period is too long | 36500 days
+update_secret('s', rotation_interval => '-1 s') | 22023 | rotation_interval must not be negative | '30 days'
+update_secret('s', grace_period => '-1 s') | 22023 | grace_period must not be negative | '30 days'
+update_secret('s', grace_period => '200 years') | 22023 | grace_period is too long | 36500 days
+create_secret('n', kind => 'automatic') | 22023 | an automatic secret needs a rotation_interval | kind => 'manual'
+create_secret('n', $V, kind => 'automatic', grace_period => '1 s') | 22023 | needs a rotation_interval | '30 days'
+update_secret('s', kind => 'automatic') | 22023 | needs a rotation_interval | '30 days'
+# Generators.
+create_secret('n', generator => '[]') | 22023 | generator must be a JSON object | "length": 32
+create_secret('n', generator => '12') | 22023 | generator must be a JSON object | "length": 32
+create_secret('n', generator => 'null') | 22023 | generator must be a JSON object | "length": 32
+create_secret('n', generator => '"hex"') | 22023 | generator must be a JSON object | "length": 32
+create_secret('n', generator => '{"size": 3}') | 22023 | unknown key "size" | "length": 32
+create_secret('n', generator => '{"length": 0}') | 22023 | length is out of range | "length": 32
+create_secret('n', generator => '{"length": -1}') | 22023 | length is out of range | "length": 32
+create_secret('n', generator => '{"length": 4097}') | 22023 | length is out of range | "length": 32
+create_secret('n', generator => '{"length": 1e30}') | 22023 | length | "length": 32
+create_secret('n', generator => '{"length": 1.5}') | 22023 | length must be a whole number | "length": 32
+create_secret('n', generator => '{"length": "8"}') | 22023 | length must be a whole number | "length": 32
+create_secret('n', generator => '{"length": null}') | 22023 | length must be a whole number | "length": 32
+create_secret('n', generator => '{"charset": 1}') | 22023 | charset must be a string | "charset"
+create_secret('n', generator => '{"charset": ""}') | 22023 | at least two characters | "charset"
+create_secret('n', generator => '{"charset": "a"}') | 22023 | at least two characters | "charset"
+create_secret('n', generator => '{"charset": "aa"}') | 22023 | holds "a" twice | "charset"
+create_secret('n', generator => '{"charset": "ab c"}') | 22023 | other than printable ASCII | "charset"
+create_secret('n', generator => '{"charset": "äö"}') | 22023 | other than printable ASCII | "charset"
+create_secret('n', generator => '{"charset": "Hex"}') | 22023 | charset "Hex" is not known | "charset"
+create_secret('n', generator => '{"charset": "base64"}') | 22023 | "base64" is not known | "charset"
+create_secret('n', generator => '{"require": "lower"}') | 22023 | require must be an array | "require"
+create_secret('n', generator => '{"require": [1]}') | 22023 | require must be an array | "require"
+create_secret('n', generator => '{"require": ["digits"]}') | 22023 | unknown class "digits" | "require"
+create_secret('n', generator => '{"require": ["symbol"]}') | 22023 | requires symbol but | "require"
+create_secret('n', generator => '{"charset": "hex", "require": ["upper"]}') | 22023 | requires upper but | "require"
+create_secret('n', generator => '{"length": 1, "require": ["lower", "digit"]}') | 22023 | more classes than | "require"
+create_secret('n', generator => jsonb_build_object('charset', repeat('x', 5000))) | 22023 | generator is too long | "length": 32
+update_secret('s', generator => '{"length": 0}') | 22023 | length is out of range | "length": 32
+# Metadata, description, addresses, retention.
+create_secret('n', $V, metadata => '[]') | 22023 | metadata must be a JSON object | Use an object
+create_secret('n', $V, metadata => 'null') | 22023 | metadata must be a JSON object | Use an object
+create_secret('n', $V, metadata => '"text"') | 22023 | metadata must be a JSON object | Use an object
+create_secret('n', $V, metadata => jsonb_build_object('k', repeat('x', 65536))) | 22023 | metadata is too long | Shorten it
+update_secret('s', metadata => '1') | 22023 | metadata must be a JSON object | Use an object
+create_secret('n', $V, description => repeat('d', 4097)) | 22023 | description is too long | Shorten it
+put_secret('n', $V, description => repeat('d', 4097)) | 22023 | description is too long | Shorten it
+put_secret('s', $V, description => repeat('ä', 2049)) | 22023 | description is too long | Shorten it
+update_secret('s', description => repeat('d', 4097)) | 22023 | description is too long | Shorten it
+create_secret('n', $V, allowed_ips => '{}') | 22023 | allowed_ips must hold addresses and no NULL | {10.0.0.0/8}
+create_secret('n', $V, allowed_ips => '{10.0.0.0/8,NULL}') | 22023 | allowed_ips must hold addresses | {10.0.0.0/8}
+update_secret('s', allowed_ips => '{}') | 22023 | allowed_ips must hold addresses | NULL means
+update_secret('s', allowed_ips => '{NULL}') | 22023 | allowed_ips must hold addresses | NULL means
+create_secret('n', $V, keep_versions => -1) | 22023 | keep_versions is out of range | Pass 0 to keep none
+create_secret('n', $V, keep_versions => 1001) | 22023 | keep_versions is out of range | Pass 0 to keep none
+update_secret('s', keep_versions => -1) | 22023 | keep_versions is out of range | Pass 0 to keep none
+# Resets.
+update_secret('s', reset => '{value}') | 22023 | reset names an unknown property | description, metadata
+update_secret('s', reset => '{kind}') | 22023 | reset names an unknown property | description, metadata
+update_secret('s', reset => '{Description}') | 22023 | reset names an unknown property | description, metadata
+update_secret('s', reset => ARRAY[$V]) | 22023 | reset names an unknown property | description, metadata
+update_secret('s', reset => '{description,NULL}') | 22023 | reset must not hold a NULL | description, metadata
+update_secret('s', reset => '{grace_period}', grace_period => '1 s') | 22023 | grace_period is both given and reset | Pass one of the two
+update_secret('s', reset => '{keep_versions}', keep_versions => 1) | 22023 | keep_versions is both given | Pass one of the two
+update_secret('s', reset => '{description}', description => 'd') | 22023 | description is both given | Pass one of the two
+update_secret('s', reset => '{metadata}', metadata => '{}') | 22023 | metadata is both given | Pass one of the two
+update_secret('s', reset => '{generator}', generator => '{}') | 22023 | generator is both given | Pass one of the two
+update_secret('s', reset => '{allowed_ips}', allowed_ips => '{::1}') | 22023 | allowed_ips is both given | Pass one of the two
+update_secret('s', reset => '{rotation_interval}', rotation_interval => '1 s') | 22023 | rotation_interval is both | Pass one
+# Versions, states, names that are taken.
+put_secret('s', $V, -1) | 22023 | expected_version must not be negative | 0 for a secret that must not exist
+put_secret('n', $V, -1) | 22023 | expected_version must not be negative | 0 for a secret that must not exist
+update_secret('s', $V, expected_version => -1) | 22023 | expected_version must not be negative | the version you read
+put_secret('s', $V, 1) | 55000 | not at the expected version | Read the secret again
+put_secret('s', $V, 0) | 55000 | not at the expected version | Read the secret again
+put_secret('n', $V, 1) | 55000 | not at the expected version | Read the secret again
+update_secret('s', $V, expected_version => 3) | 55000 | not at the expected version | Read the secret again
+update_secret('n', $V, expected_version => 0) | P0002 | does not exist | list_secrets
+create_secret('s', $V) | 23505 | secret "s" already exists | put_secret
+create_secret('login', $V) | 23505 | already exists | put_secret
+rotate_secret('s') | 55000 | cannot be rotated | give it a generator
+"##;
+
+/// Refused to a reader.
+pub const READERS: &str = r##"
+verify('s', NULL) | 22023 | candidate must not be null | Pass a value for candidate
+read_secret('s', 0) | P0002 | no readable version 0 | list_versions
+read_secret('s', -1) | P0002 | no readable version -1 | list_versions
+read_secret('s', 3) | P0002 | no readable version 3 | list_versions
+read_secret('s', 2147483647) | P0002 | no readable version | list_versions
+get_secret('s', -2147483648) | P0002 | no readable version | list_versions
+get_secret('s', 0) | P0002 | no readable version 0 | list_versions
+list_secrets(NULL) | 22023 | pattern must not be null | Pass a value for pattern
+list_secrets('') | 22023 | pattern must not be empty | Use *
+list_secrets(repeat('*', 1025)) | 22023 | pattern is too long | db/*
+list_secrets(E'a\n*') | 22023 | pattern contains a control | db/*
+list_secrets(max_rows => NULL) | 22023 | max_rows must not be null | Pass a value for max_rows
+list_secrets(max_rows => 0) | 22023 | max_rows is out of range | "after"
+list_secrets(max_rows => -1) | 22023 | max_rows is out of range | "after"
+list_secrets(max_rows => 10001) | 22023 | max_rows is out of range | "after"
+# Rights come before anything else: nothing tells whether the name is there.
+put_secret('s', $V) | 42501 | permission denied to update secret "s" | vault_admin
+put_secret('n', $V) | 42501 | permission denied to update secret "n" | vault_admin
+create_secret('s', $V) | 42501 | permission denied to create secret | vault_admin
+delete_secret('n') | 42501 | permission denied to delete secret | vault_admin
+rotate_secret('s') | 42501 | permission denied to rotate secret | vault_admin
+update_secret('n', $V) | 42501 | permission denied to update secret | vault_admin
+"##;
