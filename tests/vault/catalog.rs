@@ -1,0 +1,165 @@
+//! The list of everything the extension makes in a database, against the one kept in pg_test/expected/catalog.out.
+//! Runs in the test process.
+//!
+//! An object that nobody wrote down is one nobody thought about: its rights, its volatility, its row-level security.
+//! After a change that is meant, run with `HYPERION_VAULT_UPDATE_CATALOG=1` and read the difference before committing.
+
+use hyperion_vault_tests::{Ask, Client, Cluster, sqlstate};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+const LISTING: &str = include_str!("catalog/listing.sql");
+
+#[test]
+fn the_catalog_is_as_listed() {
+    // Without the usual roles of the tests: nobody is a member of anything.
+    let cluster = Cluster::builder().start();
+    let mut root = cluster.superuser();
+    root.ask("CREATE EXTENSION hyperion_vault");
+
+    let found = format!("{}\n", root.ask(LISTING));
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../pg_test/expected/catalog.out");
+    if std::env::var_os("HYPERION_VAULT_UPDATE_CATALOG").is_some() {
+        std::fs::write(&path, &found).expect("cannot write the listing");
+    }
+    let expected = std::fs::read_to_string(&path).expect("cannot read the listing");
+    let (found, expected): (BTreeSet<_>, BTreeSet<_>) = (found.lines().collect(), expected.lines().collect());
+    let new: Vec<_> = found.difference(&expected).collect();
+    let gone: Vec<_> = expected.difference(&found).collect();
+    assert!(new.is_empty() && gone.is_empty(), "not in {}: {new:#?}\nonly there: {gone:#?}", path.display());
+
+    rules(&found);
+    comments(&mut root);
+    symbols(&cluster, &mut root);
+    an_unregistered_object_shows(&mut root);
+}
+
+/// What must hold whatever the file says: a listing that was updated without reading must not pass.
+fn rules(lines: &BTreeSet<&str>) {
+    let of = |kind: &str| lines.iter().filter(|line| line.starts_with(kind)).copied().collect::<Vec<_>>();
+    assert!(of("function ").len() >= 12 && of("table ").len() >= 3 && of("role ").len() == 5);
+    for line in lines {
+        assert!(!line.contains("PUBLIC"), "granted to everyone: {line}");
+    }
+    assert!(of("stranger").is_empty() && of("rule ").is_empty());
+    for table in of("table ") {
+        assert!(
+            table.contains("rls t, forced t, owner postgres")
+                && table.ends_with("rights vault_service=DELETE,INSERT,SELECT,UPDATE"),
+            "{table}"
+        );
+        let name = table.split([' ', ':']).nth(1).unwrap_or_default();
+        let of_it = |kind: &str, end: &str| {
+            let start = format!("{kind} {name}");
+            of(kind).into_iter().filter(|line| line.starts_with(&start) && line.ends_with(end)).count()
+        };
+        assert_eq!(of_it("policy", "using vault._inside() check vault._inside()"), 1, "{name}");
+        assert!(
+            of("trigger")
+                .iter()
+                .any(|t| t.contains("BEFORE TRUNCATE") && t.contains(&format!(" ON {name} "))),
+            "{name}"
+        );
+        assert!(of("dumped").contains(&format!("dumped: {name}").as_str()), "{name} is not in dumps");
+    }
+    for policy in of("policy ") {
+        assert!(policy.contains(": permissive for all to everyone using"), "{policy}");
+    }
+    for role in of("role ") {
+        assert!(role.contains(": inherit limit -1, members none, member of none"), "{role}");
+    }
+    for function in of("function vault.") {
+        assert!(
+            !function.contains("STRICT")
+                && !function.contains("SECURITY DEFINER")
+                && !function.contains("parallel SAFE"),
+            "{function}"
+        );
+        let private = function.starts_with("function vault._");
+        let callers = "vault_admin=EXECUTE vault_reader=EXECUTE vault_user=EXECUTE";
+        assert_eq!(private, !function.contains(callers), "{function}");
+        // EXPLAIN runs stable functions with constant arguments; only the guard of the policies may be one.
+        assert_eq!(
+            function.contains(" volatile,"),
+            !function.starts_with("function vault._inside("),
+            "{function}"
+        );
+        let writes = ["create", "put", "update", "rotate", "delete"]
+            .iter()
+            .any(|verb| function.starts_with(&format!("function vault.{verb}_")));
+        if !private {
+            assert!(
+                function.contains(if writes { "parallel unsafe" } else { "parallel restricted" }),
+                "{function}"
+            );
+        }
+    }
+}
+
+/// Every object has a comment that says something.
+fn comments(root: &mut Client) {
+    let silent = "SELECT coalesce(string_agg(what, ', '), '') FROM (
+        SELECT pg_describe_object(classid, objid, 0) AS what, obj_description(objid, classid::regclass::name) AS comment FROM member
+         WHERE NOT (classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+                      WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind = 'r')))
+           AND NOT (classid = 'pg_class'::regclass AND (SELECT relkind = 'c' FROM pg_class WHERE oid = objid))
+        UNION ALL SELECT 'policy ' || polname, obj_description(p.oid, 'pg_policy') FROM pg_policy p JOIN vault_table c ON c.oid = polrelid
+        UNION ALL SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname LIKE 'vault\\_%'
+        UNION ALL SELECT nspname, obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname LIKE 'vault%'
+        UNION ALL SELECT extname, obj_description(oid, 'pg_extension') FROM pg_extension WHERE extname = 'hyperion_vault') x
+       WHERE length(coalesce(comment, '')) < 10";
+    assert_eq!(root.ask(silent), "", "these have no comment");
+}
+
+/// Each C function has its code, and all code for C functions has its declaration.
+fn symbols(cluster: &Cluster, root: &mut Client) {
+    // The server's own check of a C function: loads the library, finds symbol and call convention, or raises.
+    let declared = root.ask("SELECT prosrc FROM pg_proc p JOIN member m ON m.objid = p.oid AND m.classid = 'pg_proc'::regclass
+                              WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') ORDER BY fmgr_c_validator(p.oid)::text, prosrc COLLATE \"C\"");
+    let declared: BTreeSet<_> = declared.lines().map(str::to_owned).collect();
+    sqlstate!(root.try_ask("CREATE FUNCTION pg_temp.none() RETURNS int LANGUAGE c AS '$libdir/hyperion_vault', 'vault_no_such_function'"), "42883");
+    let library = cluster.toolchain().pkglibdir.join("hyperion_vault.so");
+    let bytes = std::fs::read(&library).expect("cannot read the library");
+    let marker = b"\0pg_finfo_vault_";
+    let exported: BTreeSet<String> = bytes
+        .windows(marker.len())
+        .enumerate()
+        .filter(|(_, window)| window == marker)
+        .map(|(at, _)| {
+            let name = &bytes[at + "\0pg_finfo_".len()..];
+            let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+            String::from_utf8_lossy(&name[..end]).into_owned()
+        })
+        .collect();
+    assert_eq!(declared, exported, "declared in SQL / exported by the library");
+}
+
+/// The control: the listing sees what was added.
+fn an_unregistered_object_shows(root: &mut Client) {
+    let before: BTreeSet<String> = root.ask("TABLE listing").lines().map(str::to_owned).collect();
+    root.ask(
+        "RESET search_path; DROP TABLE listing, member, vault_table;
+         CREATE FUNCTION vault.leak() RETURNS int LANGUAGE sql AS 'SELECT 1';
+         ALTER EXTENSION hyperion_vault ADD FUNCTION vault.leak();
+         CREATE TABLE vault.loose (a int);
+         GRANT SELECT ON vault.secrets TO PUBLIC;
+         ALTER TABLE vault.secret_versions NO FORCE ROW LEVEL SECURITY;
+         CREATE POLICY extra ON vault.secrets USING (true);
+         GRANT vault_service TO vault_user;
+         DROP FUNCTION pg_temp.rights",
+    );
+    let after: BTreeSet<String> = root.ask(LISTING).lines().map(str::to_owned).collect();
+    let after: Vec<_> =
+        after.iter().filter(|line| !before.iter().any(|b| b.ends_with(line.as_str()))).collect();
+    for sign in [
+        "member: function vault.leak()",
+        "function vault.leak() returns integer: sql, volatile, parallel unsafe, owner postgres, rights PUBLIC=EXECUTE",
+        "stranger: table vault.loose",
+        "table vault.secrets: logged, rls t, forced t, owner postgres, rights PUBLIC=SELECT vault_service=",
+        "table vault.secret_versions: logged, rls t, forced f",
+        "policy vault.secrets.extra: permissive for all to everyone using true",
+        "role vault_service: inherit limit -1, members vault_user",
+    ] {
+        assert!(after.iter().any(|line| line.starts_with(sign)), "{sign} does not show in {after:#?}");
+    }
+}
