@@ -19,7 +19,7 @@ pub enum ErrorKind {
     Refused,
     /// The wrapped bytes are not what was wrapped here. XX001.
     Unauthenticated,
-    /// The settings cannot work: key file missing, readable by others, wrong length, unknown mode. 55000.
+    /// The settings cannot work: key file missing, readable by others, wrong length, unknown mode. 38000.
     Misconfigured,
     /// A defect on our side, such as a panic in a provider. XX000.
     Internal,
