@@ -20,6 +20,9 @@ use crate::error::{Kind, Result, VaultError};
 pub struct IndexedTable {
     table: &'static CStr,
     index: &'static CStr,
+    /// The table's column behind each column of the index, as in sql/20_schema.sql. Not asked of the index, which would
+    /// have to be opened and locked once more for it; the server refuses a number that is not one of them.
+    columns: &'static [i16],
     known: Cell<Option<(Oid, Oid, u64)>>,
 }
 
@@ -42,8 +45,8 @@ pub enum Key<'a> {
 }
 
 impl IndexedTable {
-    pub const fn new(table: &'static CStr, index: &'static CStr) -> Self {
-        Self { table, index, known: Cell::new(None) }
+    pub const fn new(table: &'static CStr, index: &'static CStr, columns: &'static [i16]) -> Self {
+        Self { table, index, columns, known: Cell::new(None) }
     }
 
     fn oids(&self) -> Result<(Oid, Oid)> {
@@ -96,13 +99,17 @@ impl IndexedTable {
     pub fn each(&self, keys: &[Key<'_>], mut visit: impl FnMut(&Tuple) -> Result<bool>) -> Result<()> {
         let (table, index) = self.lock()?;
         // SAFETY: the relation is locked, and closed and unlocked below (by the transaction's end if an error
-        // unwinds); the scan keys name index columns 1.. with the equality function of their type, as the catalog
-        // interface wants for `indexOK`; the snapshot (null) means the latest one, registered by the scan.
+        // unwinds); the scan keys name the table's columns behind the index's first
+        // ones, as the catalog interface wants for `indexOK`, with the equality function of their type; the snapshot
+        // (null) means the latest one, registered by the scan.
         unsafe {
             let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
             let mut scan_keys: [pg_sys::ScanKeyData; 2] = std::mem::zeroed();
-            assert!(keys.len() <= scan_keys.len(), "more keys than any index here has");
-            for (i, key) in keys.iter().enumerate() {
+            assert!(
+                keys.len() <= scan_keys.len().min(self.columns.len()),
+                "more keys than the index has columns"
+            );
+            for ((scan_key, key), column) in scan_keys.iter_mut().zip(keys).zip(self.columns) {
                 let (procedure, collation, value) = match key {
                     Key::Text(text) => (
                         pg_sys::Oid::from(pg_sys::F_TEXTEQ),
@@ -115,9 +122,9 @@ impl IndexedTable {
                     }
                 };
                 pg_sys::ScanKeyEntryInitialize(
-                    &mut scan_keys[i],
+                    scan_key,
                     0,
-                    heap_attribute(index, i, relation)?,
+                    *column,
                     pg_sys::BTEqualStrategyNumber as u16,
                     Oid::INVALID,
                     collation,
@@ -148,20 +155,6 @@ impl IndexedTable {
             pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
             outcome
         }
-    }
-}
-
-/// The heap column number behind index column `i`: what systable_beginscan wants in its keys.
-///
-/// # Safety
-/// `relation` is open and `index` is one of its indexes.
-unsafe fn heap_attribute(index: Oid, i: usize, _relation: pg_sys::Relation) -> Result<i16> {
-    // SAFETY: opened and closed around the read; a lock on the table is held.
-    unsafe {
-        let opened = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
-        let number = *(*(*opened).rd_index).indkey.values.as_ptr().add(i);
-        pg_sys::index_close(opened, pg_sys::AccessShareLock as i32);
-        Ok(number)
     }
 }
 

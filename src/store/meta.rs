@@ -11,7 +11,7 @@ use crate::pg::scan::IndexedTable;
 use crate::pg::spi::{Bind, Spi, Statement};
 
 thread_local! {
-    static META: IndexedTable = const { IndexedTable::new(c"vault_meta", c"vault_meta_pkey") };
+    static META: IndexedTable = const { IndexedTable::new(c"vault_meta", c"vault_meta_pkey", &[]) };
 }
 
 const VAULT_ID: i16 = 2;

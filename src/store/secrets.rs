@@ -13,7 +13,8 @@ use crate::pg::scan::{IndexedTable, Key, Tuple};
 use crate::pg::spi::{Bind, Row, Spi, Statement};
 
 thread_local! {
-    static BY_NAME: IndexedTable = const { IndexedTable::new(c"secrets", c"secrets_name_key") };
+    static BY_NAME: IndexedTable =
+        const { IndexedTable::new(c"secrets", c"secrets_name_key", &[column::NAME]) };
 }
 
 /// Column numbers of sql/20_schema.sql.
@@ -21,6 +22,7 @@ mod column {
     pub const ID: i16 = 1;
     pub const VERSION_ID: i16 = 2;
     pub const VERSION: i16 = 3;
+    pub const NAME: i16 = 4;
     pub const FORMAT: i16 = 5;
     pub const WRAPPED_DEK: i16 = 6;
     pub const SEALED: i16 = 7;

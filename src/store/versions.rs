@@ -13,7 +13,9 @@ use crate::pg::scan::{IndexedTable, Key, Tuple};
 use crate::pg::spi::{Bind, Spi, Statement};
 
 thread_local! {
-    static VERSIONS: IndexedTable = const { IndexedTable::new(c"secret_versions", c"secret_versions_pkey") };
+    static VERSIONS: IndexedTable = const {
+        IndexedTable::new(c"secret_versions", c"secret_versions_pkey", &[column::SECRET_ID, column::VERSION])
+    };
 }
 
 /// Column numbers of sql/20_schema.sql.
