@@ -179,10 +179,12 @@ fn measure(cluster: &Cluster, scenario: &Scenario, plan: &Plan) -> Outcome {
     };
     // A second of each first: the plain table's pages and the server's own caches warm up too.
     for script in [&scenario.vault, &scenario.plain] {
-        Run { script, user: scenario.user, clients: scenario.clients, seconds: 1, seed: 0 }.execute(cluster);
+        let seed = scenario.seed(0);
+        Run { script, user: scenario.user, clients: scenario.clients, seconds: 1, seed }.execute(cluster);
     }
     let before = lookups(cluster);
     let pairs = (1..=pairs)
+        .map(|pair| scenario.seed(pair))
         .map(|seed| Pair { vault: side(&scenario.vault, seed), plain: side(&scenario.plain, seed) })
         .collect();
     let after = lookups(cluster);

@@ -21,6 +21,14 @@ pub struct Scenario {
     pub cached: bool,
 }
 
+impl Scenario {
+    /// The seed of a pair (0: the warm-up). Another one for each: a writing run must not make the names of an earlier
+    /// one again, and pgbench gives its first client the same numbers however many there are.
+    pub fn seed(&self, pair: u32) -> u32 {
+        self.clients * 100_000 + pair
+    }
+}
+
 pub fn all() -> Vec<Scenario> {
     let stored = format!("\\set n random({FIRST}, {})\n", FIRST + u64::from(SECRETS) - 1);
     // Far apart from the stored ones, and so many that none comes twice: both sides add rows in random order.
@@ -69,5 +77,14 @@ mod tests {
         assert_eq!(order[..2], [("read_secret", 1), ("read_secret", 8)]);
         assert_eq!(order[order.len() - 2..], [("create_secret", 1), ("create_secret", 8)]);
         assert!(all().iter().all(|scenario| !scenario.main || scenario.cached));
+    }
+
+    #[test]
+    fn no_two_writing_runs_have_the_same_names() {
+        let writing = all().into_iter().filter(|scenario| !scenario.cached);
+        let seeds: Vec<_> =
+            writing.flat_map(|scenario| (0..4).map(move |pair| scenario.seed(pair))).collect();
+        let distinct: std::collections::HashSet<_> = seeds.iter().collect();
+        assert_eq!((distinct.len(), seeds.len()), (8, 8));
     }
 }
