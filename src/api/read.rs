@@ -106,7 +106,7 @@ pub fn read_secret(args: &Args) -> Result<Return> {
 
 fn binary(name: &str) -> VaultError {
     VaultError::new(Kind::Invalid, format!("secret \"{name}\" is binary"))
-        .hint("Binary values are not text: use the function for bytes.")
+        .hint("This version reads and writes text only.")
 }
 
 /// `vault.get_secret(name, version)`.

@@ -293,7 +293,7 @@ impl Update<'_> {
                 "Pass value instead.",
             )),
             (NewValue::Opaque(_) | NewValue::Generated, Format::Binary) => {
-                Err(invalid("the secret is binary", "Use the function for bytes."))
+                Err(invalid("the secret is binary", "This version reads and writes text only."))
             }
             _ => Ok(()),
         }

@@ -37,7 +37,7 @@ pub fn text_value(value: &str, max_secret_bytes: usize) -> Result<(), InvalidArg
     binary_value(value.as_bytes(), max_secret_bytes)?;
     if value.as_bytes().contains(&0) {
         return Err(InvalidArgument::new("secret value must not contain a zero byte")
-            .hint("Store it with create_secret_bytes or put_secret_bytes."));
+            .hint("Store it encoded, for example with encode(value, 'base64')."));
     }
     Ok(())
 }
