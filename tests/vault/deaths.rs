@@ -135,16 +135,18 @@ fn twenty_orderly_deaths_of_the_worker_under_load() {
             }
             death => cluster.set_conf("hyperion_vault.test_faults", death),
         }
-        // Cached secrets are read while there is no worker. Not every round need catch the gap of a second.
-        let before = load.hot_reads.load(Relaxed);
-        wait_for("the worker to be gone", PATIENCE, || status(&mut root)["workers"][0]["running"] == false);
-        let in_gap = load.hot_reads.load(Relaxed);
+        // Cached secrets are read while there is no worker. A slow machine may sleep through that second in a round.
+        let gone = |root: &mut Client| {
+            let worker = status(root)["workers"][0].take();
+            worker["running"] == false && worker["starts"] == lived
+        };
+        wait_for("the worker to be gone", PATIENCE, || gone(&mut root) || starts(&mut root) > lived);
+        let reads = load.hot_reads.load(Relaxed);
         std::thread::sleep(Duration::from_millis(100));
-        let after = load.hot_reads.load(Relaxed);
-        if status(&mut root)["workers"][0]["running"] == false && starts(&mut root) == lived {
-            gap_reads += after - in_gap;
+        let later = load.hot_reads.load(Relaxed);
+        if gone(&mut root) {
+            gap_reads += later - reads;
         }
-        assert!(before <= in_gap);
         until_running(&mut root, lived + 1);
     }
     cluster.clear_faults();

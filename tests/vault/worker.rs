@@ -56,7 +56,7 @@ fn seed(vault: &Vault<'_>) {
 
 /// A session that fails rather than waits.
 fn impatient(mut client: Client) -> Client {
-    client.batch_execute("SET statement_timeout = '10s'; SET lock_timeout = '5s'").unwrap();
+    client.batch_execute("SET statement_timeout = '10s'; SET lock_timeout = '3s'").unwrap();
     client
 }
 
