@@ -37,8 +37,11 @@ BEGIN
                 DETAIL = pg_catalog.format('Members: %s.', members),
                 HINT = pg_catalog.format('Run REVOKE vault_service FROM %s: nobody but the extension acts as this role.', members);
         ELSE
+            -- CREATE EXTENSION raises client_min_messages to warning for its script, and puts it back after it.
+            PERFORM pg_catalog.set_config('client_min_messages', 'notice', true);
             RAISE NOTICE USING
                 MESSAGE = pg_catalog.format('role "%s" already exists and is adopted with its members: %s', wanted, members);
+            PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
         END IF;
     END LOOP;
 END
