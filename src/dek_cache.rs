@@ -46,17 +46,19 @@ pub fn deleted(digest: Digest) {
 }
 
 fn ended(end: End) {
-    let deleted = match end {
-        // A savepoint's rollback must not lose what the transaction deleted before it: wiping a key too many costs
-        // one call, so the list is worked off at every end and kept until the last.
-        End::Abort => Vec::new(),
-        End::Commit => DELETED.take(),
-    };
-    let sealed = SEALED.take();
-    if end == End::Abort {
-        evict(&sealed);
+    if end != End::Commit {
+        evict(&SEALED.take());
     }
-    evict(&deleted);
+    match end {
+        End::Commit => {
+            SEALED.take();
+            evict(&DELETED.take());
+        }
+        End::Abort => drop(DELETED.take()),
+        // What the transaction deleted before the savepoint is still deleted. What it deleted after it is not, and its
+        // wiped key will cost one call.
+        End::SavepointAbort => {}
+    }
 }
 
 /// Takes keys out of the cache, now.

@@ -102,6 +102,16 @@ impl VaultError {
 
     /// Raises this as a Postgres ERROR. Unwinds: destructors of the caller's frames run.
     pub fn raise(self) -> ! {
+        self.report(pgrx::PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+
+    /// Puts this into the server's log as a WARNING.
+    pub fn warn(self) {
+        self.report(pgrx::PgLogLevel::WARNING);
+    }
+
+    fn report(self, level: pgrx::PgLogLevel) {
         let mut report = ErrorReport::new(self.kind.sqlstate(), self.message, "");
         if let Some(detail) = self.detail {
             report = report.set_detail(detail);
@@ -109,8 +119,7 @@ impl VaultError {
         if let Some(hint) = self.hint {
             report = report.set_hint(hint);
         }
-        report.report(pgrx::PgLogLevel::ERROR);
-        unreachable!("an ERROR does not return")
+        report.report(level);
     }
 }
 

@@ -322,9 +322,16 @@ impl Worker {
         stats.coalesced.store(status.coalesced, Relaxed);
         stats.in_flight.store(status.in_flight as u64, Relaxed);
         stats.provider.store(if status.provider_error.is_none() { 1 } else { 2 }, Relaxed);
-        if let Some(last) = status.last_error {
-            stats.last_error_kind.store(1 + wire_kind(last.error.kind) as u32, Relaxed);
-            let at = last.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        // A provider that cannot be opened fails every request without a call of its own.
+        let last = match (&status.provider_error, &status.last_error) {
+            (Some(error), _) => Some((error.kind, unix_now())),
+            (None, Some(last)) => {
+                Some((last.error.kind, last.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())))
+            }
+            (None, None) => None,
+        };
+        if let Some((kind, at)) = last {
+            stats.last_error_kind.store(1 + wire_kind(kind) as u32, Relaxed);
             stats.last_error_at.store(at, Relaxed);
         }
     }
@@ -389,16 +396,13 @@ fn raise_kms(error: &KmsError) -> ! {
 }
 
 fn warn(error: &KmsError) {
-    pgrx::ereport!(
-        pgrx::PgLogLevel::WARNING,
-        pgrx::PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR,
-        format!("hyperion_vault: {}", error.message),
-        format!(
-            "{} {}",
-            error.detail.as_deref().unwrap_or_default(),
-            error.hint.as_deref().unwrap_or_default()
-        )
-    );
+    crate::error::VaultError::from_kms(
+        wire_kind(error.kind),
+        &format!("hyperion_vault: {}", error.message),
+        error.detail.as_deref().unwrap_or_default(),
+        error.hint.as_deref().unwrap_or_default(),
+    )
+    .warn();
 }
 
 fn unix_now() -> u64 {

@@ -26,12 +26,14 @@ unsafe extern "C-unwind" fn run(_code: i32, arg: pg_sys::Datum) {
 pub enum End {
     Commit,
     Abort,
+    /// A savepoint's rollback: the transaction goes on.
+    SavepointAbort,
 }
 
 static AT_XACT_END: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Runs `f(end)` at the end of every top-level transaction (prepare counts as commit), and with
-/// [`End::Abort`] at the rollback of a subtransaction. `f` must not raise. One function per process.
+/// Runs `f(end)` at the end of every top-level transaction (prepare counts as commit) and at the rollback of a
+/// subtransaction. `f` must not raise. One function per process.
 pub fn at_transaction_end(f: fn(End)) {
     if AT_XACT_END.swap(f as *mut (), Ordering::Relaxed).is_null() {
         // SAFETY: callbacks stay registered for the life of the process, as do these functions.

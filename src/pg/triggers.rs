@@ -2,7 +2,8 @@
 //!
 //! Client backends on a primary, main thread. The trap it avoids: row-level security does not keep a role with a stray
 //! TRIGGER privilege from attaching a function of his own, which the server would run inside our statements, as
-//! `vault_service` and with the flag up that opens every row. So a statement that writes looks first.
+//! `vault_service` and with the flag up that opens every row. REFERENCES is as good: a foreign key with ON DELETE
+//! CASCADE deletes from *his* table, and so runs his triggers. So a statement that writes looks first.
 
 use std::ffi::CStr;
 
@@ -40,8 +41,7 @@ pub fn refuse_foreign() -> Result<()> {
             let count = if list.is_null() { 0 } else { (*list).numtriggers as usize };
             let foreign = (0..count)
                 .map(|i| &*(*list).triggers.add(i))
-                // Internal ones are foreign keys' and run the server's own code.
-                .filter(|trigger| !trigger.tgisinternal)
+                // Internal ones too: they are foreign keys', and our tables have none.
                 .map(|trigger| datum::cstr_lossy(trigger.tgname))
                 .find(|name| name != OURS);
             pg_sys::table_close(relation, pg_sys::NoLock as i32);
@@ -53,8 +53,8 @@ pub fn refuse_foreign() -> Result<()> {
                 Kind::WrongState,
                 format!("table \"vault.{table}\" has a trigger that is not the extension's"),
             )
-            .detail(format!("Trigger \"{name}\" would run with the rights of the extension."))
-            .hint("Drop the trigger, and revoke the TRIGGER privilege from whoever made it."));
+            .detail(format!("Trigger \"{name}\" would run, or have code run, with the rights of the extension."))
+            .hint("Drop the trigger, or the foreign key behind it, and revoke the TRIGGER or REFERENCES privilege from whoever made it."));
         }
     }
     Ok(())
