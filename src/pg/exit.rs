@@ -70,6 +70,6 @@ unsafe extern "C-unwind" fn subxact(
     _arg: *mut std::ffi::c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        tell(End::Abort);
+        tell(End::SavepointAbort);
     }
 }
