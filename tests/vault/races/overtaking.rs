@@ -62,8 +62,9 @@ pub fn replace_under_waiters(vault: &Vault<'_>) -> Expected {
         first.batch_execute("BEGIN").unwrap();
         first.query_one("SELECT vault.create_secret($1, 'first')", &[&name]).unwrap();
         let create = name.clone();
-        let waiting =
-            background(move || second.query("SELECT vault.create_secret($1, 'second')", &[&create]).map(drop));
+        let waiting = background(move || {
+            second.query("SELECT vault.create_secret($1, 'second')", &[&create]).map(drop)
+        });
         wait_blocked(&mut vault.root(), pid);
         first.batch_execute(end).unwrap();
         let result = waiting.finish(PATIENCE);

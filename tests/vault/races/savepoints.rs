@@ -41,7 +41,10 @@ pub fn roll_back(vault: &Vault<'_>) -> Expected {
         run(&mut client, undone);
         run(&mut client, "ROLLBACK TO s");
         assert_eq!(value(&mut client, "undo/a"), "one", "after {undone}");
-        assert!(valid(&mut client, "undo/a", "one") && !valid(&mut client, "undo/a", "two"), "after {undone}");
+        assert!(
+            valid(&mut client, "undo/a", "one") && !valid(&mut client, "undo/a", "two"),
+            "after {undone}"
+        );
         assert_eq!(versions(&mut client, "undo/a"), [(1, "current".into())], "after {undone}");
     }
     // The number is free again, and what is kept is kept.

@@ -91,11 +91,13 @@ fn what_is_left(vault: &Vault<'_>, secrets: &BTreeMap<&str, BTreeMap<i32, &Made>
     let (id, current): (&str, i32) = (row.get(0), row.get(1));
     let made = &secrets[id];
     assert_eq!(made.keys().last(), Some(&current), "an acknowledged version is missing");
-    let listed = root
-        .query("SELECT version, state FROM vault.list_versions($1) ORDER BY version", &[&NAME])
-        .unwrap();
+    let listed =
+        root.query("SELECT version, state FROM vault.list_versions($1) ORDER BY version", &[&NAME]).unwrap();
     let first: i32 = listed[0].get(0);
-    assert_eq!(listed.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), (first..=current).collect::<Vec<_>>());
+    assert_eq!(
+        listed.iter().map(|row| row.get(0)).collect::<Vec<i32>>(),
+        (first..=current).collect::<Vec<_>>()
+    );
 
     let mut expected = Expected::new();
     for row in &listed {
@@ -180,9 +182,7 @@ fn act(
     *count += 1;
     let value = format!("w {i} {count}");
     let expected = random.below(8) as i32;
-    let made = |row: postgres::Row, value| {
-        Some(Made { id: row.get(0), version: row.get(1), value })
-    };
+    let made = |row: postgres::Row, value| Some(Made { id: row.get(0), version: row.get(1), value });
     let columns = "SELECT id::text, version FROM ";
     match random.below(16) {
         0..4 => {

@@ -1,0 +1,233 @@
+//! The service scope: what statements of the extension run as, and that nothing of it is left when they end, however
+//! they end. And whose rights count: those of the effective role, whatever the session's settings are.
+
+use super::{state, text};
+use hyperion_vault_tests::threads::background;
+use hyperion_vault_tests::{Client, Cluster, NoTls, PATIENCE, Vault, backend_pid, sqlstate, wait_for};
+
+/// What must be the same before and after: roles, settings, the flag, and what row-level security lets through.
+/// `spy` is a member of vault_service and so may ask.
+fn surroundings(client: &mut Client) -> String {
+    text(
+        client,
+        "SELECT pg_catalog.concat_ws('|', session_user, current_user, pg_catalog.current_setting('search_path'),
+           pg_catalog.current_setting('row_security'), vault._inside(),
+           (SELECT pg_catalog.count(*) FROM vault.secrets), pg_catalog.current_setting('role'))",
+    )
+}
+
+/// A session of `spy`, who may do everything and is a member of vault_service, with settings of his own.
+fn spy(vault: &Vault<'_>) -> Client {
+    let mut client = vault.session("spy");
+    client.batch_execute("SET search_path = public, pg_catalog; SET statement_timeout = '60s'").unwrap();
+    client
+}
+
+#[test]
+fn nothing_of_the_scope_is_left() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    // A superuser's own constraints: the one makes a statement of the extension fail, the other shows what it runs
+    // as. (Only the owner of a table can make one.)
+    root.batch_execute(
+        "SELECT vault.create_secret('a', 'value of a', generator => '{\"length\": 20}');
+         CREATE ROLE spy LOGIN IN ROLE vault_reader, vault_admin, vault_service;
+         ALTER TABLE vault.secrets ADD CONSTRAINT forbidden CHECK (name <> 'forbidden');
+         CREATE TABLE public.witness (told text);
+         GRANT INSERT ON public.witness TO vault_service;
+         CREATE FUNCTION public.tell() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+           INSERT INTO public.witness SELECT pg_catalog.concat_ws('|', current_user,
+             pg_catalog.current_setting('search_path'), pg_catalog.current_setting('row_security'), vault._inside());
+           RETURN true; END $$;
+         ALTER TABLE vault.secrets ADD CONSTRAINT tell CHECK (public.tell()) NOT VALID;",
+    )
+    .unwrap();
+    let mut client = spy(&vault);
+    let outside = surroundings(&mut client);
+    assert_eq!(outside, "spy|spy|public, pg_catalog|on|f|0|none");
+
+    // The positive control: during a statement it is all different.
+    client.batch_execute("SELECT vault.create_secret('b', 'value of b')").unwrap();
+    assert_eq!(text(&mut root, "SELECT told FROM public.witness"), "vault_service|pg_catalog, pg_temp|on|t");
+    assert_eq!(surroundings(&mut client), outside);
+    root.batch_execute("ALTER TABLE vault.secrets DROP CONSTRAINT tell").unwrap();
+
+    for (call, expected) in [
+        ("SELECT vault.read_secret('a')", "00000"),
+        ("SELECT vault.rotate_secret('a')", "00000"),
+        ("SELECT * FROM vault.list_secrets()", "00000"),
+        ("SELECT vault.status()", "00000"),
+        // Refused by the extension, before, in and between its statements; by a constraint, in one.
+        ("SELECT vault.read_secret('none')", "P0002"),
+        ("SELECT vault.rotate_secret('b')", "55000"),
+        ("SELECT vault.put_secret('a', 'x', expected_version => 77)", "55000"),
+        ("SELECT * FROM vault.list_versions('none')", "P0002"),
+        ("SELECT vault.update_secret('a', reset => '{nothing}')", "22023"),
+        ("SELECT vault.update_secret('b', kind => 'automatic')", "22023"),
+        ("SELECT vault.create_secret('forbidden', 'x')", "23514"),
+    ] {
+        assert_eq!(state(&mut client, call), expected, "{call}");
+        assert_eq!(surroundings(&mut client), outside, "after {call}");
+        // Caught by an exception block: the transaction goes on.
+        let caught = format!(
+            "DO $$ BEGIN PERFORM 1 FROM ({}) q; EXCEPTION WHEN OTHERS THEN
+               IF vault._inside() OR current_user <> 'spy' THEN RAISE 'still inside'; END IF; END $$",
+            call.replace('\'', "''").replace("''", "'")
+        );
+        client.batch_execute("BEGIN; SAVEPOINT s").unwrap();
+        assert_eq!(state(&mut client, &caught), "00000", "{call}");
+        assert_eq!(surroundings(&mut client), outside, "after {call}, caught");
+        let plain = state(&mut client, call);
+        client.batch_execute("ROLLBACK TO s").unwrap();
+        assert_eq!(
+            (plain.as_str(), surroundings(&mut client)),
+            (expected, outside.clone()),
+            "savepoint, {call}"
+        );
+        client.batch_execute("ROLLBACK").unwrap();
+        assert_eq!(surroundings(&mut client), outside, "after rollback, {call}");
+    }
+
+    interrupted(&vault, &outside);
+    under_settings_of_his_own(&vault);
+    whose_rights_count(&vault);
+}
+
+/// Statements of the extension that are interrupted while they wait for a row lock, inside the scope.
+fn interrupted(vault: &Vault<'_>, outside: &str) {
+    let mut holder = vault.root();
+    holder.batch_execute("BEGIN; SELECT vault.put_secret('a', 'held')").unwrap();
+    for how in ["cancel", "lock_timeout", "caught"] {
+        let mut client = spy(vault);
+        let (pid, token) = (backend_pid(&mut client), client.cancel_token());
+        if how == "lock_timeout" {
+            client.batch_execute("SET lock_timeout = '100ms'").unwrap();
+        }
+        let sql = match how {
+            "caught" => {
+                "DO $$ BEGIN PERFORM vault.rotate_secret('a'); EXCEPTION WHEN query_canceled THEN
+                   IF vault._inside() OR current_user <> 'spy' THEN RAISE 'still inside'; END IF; END $$"
+            }
+            _ => "SELECT vault.rotate_secret('a')",
+        };
+        let waiting = background(move || (state(&mut client, sql), client));
+        if how != "lock_timeout" {
+            let mut root = vault.root();
+            wait_for("the session to wait for the row", PATIENCE, || {
+                let blocked = "SELECT cardinality(pg_blocking_pids($1)) > 0";
+                root.query_one(blocked, &[&pid]).unwrap().get(0)
+            });
+            token.cancel_query(NoTls).unwrap();
+        }
+        let (outcome, mut client) = waiting.finish(PATIENCE);
+        let expected = match how {
+            "cancel" => "57014",
+            "lock_timeout" => "55P03",
+            _ => "00000",
+        };
+        assert_eq!(outcome, expected, "{how}");
+        assert_eq!(surroundings(&mut client), outside, "{how}");
+    }
+    holder.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(state(&mut spy(vault), "SELECT vault.rotate_secret('a')"), "00000", "no lock is left");
+}
+
+/// Session settings that change what SQL means, or that row-level security would trip over.
+fn under_settings_of_his_own(vault: &Vault<'_>) {
+    let mut root = vault.root();
+    for (who, settings) in [
+        ("spy", "SET row_security = off"),
+        ("spy", "SET default_transaction_isolation = 'serializable'; SET row_security = off"),
+        (
+            "spy",
+            "SET transform_null_equals = on; SET standard_conforming_strings = off; SET quote_all_identifiers = on",
+        ),
+        (
+            "spy",
+            "SET DateStyle = 'German'; SET IntervalStyle = 'sql_standard'; SET TimeZone = 'Pacific/Apia'",
+        ),
+        (
+            "spy",
+            "SET plan_cache_mode = force_generic_plan; SET enable_indexscan = off; SET jit_above_cost = 0",
+        ),
+        ("spy", "SET default_tablespace = ''; SET xmloption = document; SET array_nulls = off"),
+        ("postgres", "SET session_replication_role = replica"),
+        ("postgres", "SET session_replication_role = replica; SET row_security = off"),
+    ] {
+        let mut client = vault.session(who);
+        client.batch_execute(settings).unwrap();
+        for (call, expected) in [
+            ("SELECT (vault.create_secret('s', 'one', grace_period => '1 day')).version::text", "1"),
+            ("SELECT (vault.put_secret('s', 'two')).version::text", "2"),
+            ("SELECT (vault.update_secret('s', value => 'three', keep_versions => 1)).version::text", "3"),
+            ("SELECT vault.read_secret('s')", "three"),
+            ("SELECT vault.read_secret('s', 1)", "one"),
+            ("SELECT valid::text FROM vault.verify('s', 'two')", "true"),
+            ("SELECT count(*)::text FROM vault.list_versions('s')", "3"),
+            ("SELECT name FROM vault.list_secrets('s')", "s"),
+            ("SELECT vault.delete_secret('s')::text", ""),
+            ("SELECT count(*)::text FROM vault.list_secrets('s')", "0"),
+        ] {
+            assert_eq!(text(&mut client, call), expected, "{settings}: {call}");
+        }
+        let left = "SELECT count(*)::text FROM vault.secret_versions v
+                    WHERE NOT EXISTS (SELECT FROM vault.secrets s WHERE s.id = v.secret_id)";
+        assert_eq!(text(&mut root, left), "0", "{settings}: versions without their secret");
+    }
+}
+
+/// The effective role decides: not who logged in, nor who wrote the calling function.
+fn whose_rights_count(vault: &Vault<'_>) {
+    let mut root = vault.root();
+    root.batch_execute(
+        "CREATE ROLE late LOGIN NOINHERIT IN ROLE vault_reader;
+         CREATE FUNCTION public.as_app(n text) RETURNS text SECURITY DEFINER LANGUAGE sql VOLATILE
+           AS 'SELECT vault.read_secret(n)';
+         ALTER FUNCTION public.as_app OWNER TO app;
+         CREATE FUNCTION public.as_ops(n text) RETURNS text SECURITY DEFINER LANGUAGE sql VOLATILE
+           AS 'SELECT vault.read_secret(n)';
+         ALTER FUNCTION public.as_ops OWNER TO ops;
+         CREATE FUNCTION public.write_as_ops(n text, v text) RETURNS void SECURITY DEFINER LANGUAGE plpgsql
+           AS $$ BEGIN PERFORM vault.put_secret(n, v);
+             IF current_user <> 'ops' THEN RAISE 'not the owner any more'; END IF; END $$;
+         ALTER FUNCTION public.write_as_ops OWNER TO ops;",
+    )
+    .unwrap();
+    let read = "SELECT vault.read_secret('b')";
+
+    let mut nobody = vault.nobody();
+    assert_eq!(state(&mut nobody, read), "42501");
+    assert_eq!(text(&mut nobody, "SELECT public.as_app('b')"), "value of b");
+    assert_eq!(text(&mut nobody, "SELECT current_user::text"), "nobody_special");
+    assert_eq!(state(&mut nobody, "SELECT public.write_as_ops('b', 'written')"), "00000");
+    let mut app = vault.app();
+    assert_eq!(text(&mut app, read), "written");
+    let refused = app.query("SELECT public.as_ops('b')", &[]);
+    sqlstate!(refused, "42501", message: "permission denied to read secret", hint: "vault_reader");
+    sqlstate!(app.query("SELECT vault.put_secret('b', 'x')", &[]), "42501", message: "permission denied");
+
+    // SET ROLE, in both directions, for a superuser too.
+    let mut late = vault.session("late");
+    assert_eq!(state(&mut late, read), "42501", "a member without INHERIT");
+    late.batch_execute("SET ROLE vault_reader").unwrap();
+    assert_eq!(text(&mut late, read), "written");
+    late.batch_execute("RESET ROLE").unwrap();
+    assert_eq!(state(&mut late, read), "42501");
+    assert_eq!(text(&mut root, read), "written");
+    for (role, expected) in
+        [("ops", "42501"), ("nobody_special", "42501"), ("vault_service", "42501"), ("app", "00000")]
+    {
+        root.batch_execute(&format!("BEGIN; SET LOCAL ROLE {role}; SAVEPOINT s")).unwrap();
+        assert_eq!(state(&mut root, read), expected, "{role}");
+        root.batch_execute("ROLLBACK").unwrap();
+    }
+    root.batch_execute("SET SESSION AUTHORIZATION ops").unwrap();
+    assert_eq!(state(&mut root, read), "42501");
+
+    // A right that is taken away is gone for sessions that are open.
+    let mut open = vault.app();
+    assert_eq!(text(&mut open, read), "written");
+    vault.root().batch_execute("REVOKE vault_reader FROM app").unwrap();
+    assert_eq!(state(&mut open, read), "42501");
+}

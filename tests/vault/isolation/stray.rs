@@ -1,0 +1,263 @@
+//! Stray grants and stray memberships: who holds every privilege on every table, or the service role itself, sees and
+//! changes nothing.
+
+use super::{state, text};
+use hyperion_vault_tests::{Client, Cluster, Vault, sqlstate};
+
+const TABLES: [&str; 3] = ["secrets", "secret_versions", "vault_meta"];
+
+/// Everything in the tables as a superuser sees it.
+fn contents(root: &mut Client) -> String {
+    TABLES
+        .map(|table| {
+            text(root, &format!("SELECT string_agg(t::text, '|' ORDER BY t::text) FROM vault.{table} t"))
+        })
+        .join("\n")
+}
+
+/// A way to see or change something. Allowed outcomes: refused (42501), or nothing seen and nothing changed.
+fn attacks() -> Vec<String> {
+    let mut attacks = Vec::new();
+    for table in TABLES {
+        let key = match table {
+            "secrets" => "name",
+            "secret_versions" => "version",
+            _ => "vault_id",
+        };
+        for attack in [
+            "SELECT * FROM vault.T",
+            "SELECT FROM vault.T",
+            "TABLE vault.T",
+            "SELECT * FROM ONLY vault.T FOR UPDATE",
+            "SELECT * FROM vault.T WHERE mine.leak(K::text)",
+            "SELECT * FROM vault.T WHERE K::text <<>> 'x'",
+            "SELECT * FROM mine.view_of_T",
+            "SELECT * FROM mine.read_T()",
+            "WITH w AS (SELECT * FROM vault.T) SELECT * FROM w",
+            "SELECT * FROM vault.T TABLESAMPLE SYSTEM (100)",
+            "SELECT * FROM vault.T ORDER BY K LIMIT 1",
+            "COPY vault.T TO STDOUT",
+            "COPY (SELECT * FROM vault.T) TO STDOUT",
+            "DELETE FROM vault.T",
+            "DELETE FROM vault.T RETURNING *",
+            "DELETE FROM vault.T WHERE mine.leak(K::text) RETURNING *",
+            "UPDATE vault.T SET K = K",
+            "UPDATE vault.T SET K = K RETURNING *",
+            "WITH d AS (DELETE FROM vault.T RETURNING *) SELECT * FROM d",
+            "MERGE INTO vault.T USING (SELECT 1) s ON true WHEN MATCHED THEN DELETE",
+            "TRUNCATE vault.T",
+            "TRUNCATE vault.T CASCADE",
+            "TRUNCATE vault.secrets, vault.secret_versions, vault.vault_meta",
+            "CREATE RULE mine AS ON SELECT TO vault.T DO INSTEAD SELECT 1",
+            "CREATE RULE mine AS ON UPDATE TO vault.T DO ALSO NOTIFY mine",
+            "CREATE POLICY mine ON vault.T USING (true)",
+            "ALTER POLICY inside ON vault.T USING (true)",
+            "DROP POLICY inside ON vault.T",
+            "ALTER TABLE vault.T DISABLE ROW LEVEL SECURITY",
+            "ALTER TABLE vault.T NO FORCE ROW LEVEL SECURITY",
+            "ALTER TABLE vault.T DISABLE TRIGGER ALL",
+            "ALTER TABLE vault.T OWNER TO CURRENT_USER",
+            "CREATE INDEX ON vault.T ((mine.leak(K::text)))",
+            "CREATE STATISTICS mine.s ON K, ctid FROM vault.T",
+            "CREATE TABLE mine.child () INHERITS (vault.T)",
+            "CREATE PUBLICATION mine FOR TABLE vault.T",
+            "DROP TABLE vault.T CASCADE",
+            "ALTER FUNCTION vault._inside() OWNER TO CURRENT_USER",
+            "CREATE OR REPLACE FUNCTION vault._inside() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+            "SELECT * FROM pg_stats WHERE schemaname = 'vault'",
+            "SELECT * FROM pg_stats_ext WHERE schemaname = 'vault'",
+            "SELECT lo_import('/etc/passwd')",
+        ] {
+            attacks.push(
+                attack
+                    .replace("vault.T", &format!("vault.{table}"))
+                    .replace("_T", &format!("_{table}"))
+                    .replace("K", key),
+            );
+        }
+    }
+    attacks.extend(
+        [
+            "INSERT INTO vault.vault_meta VALUES (true, gen_random_uuid(), now()) ON CONFLICT (singleton) DO UPDATE SET vault_id = excluded.vault_id",
+            "INSERT INTO vault.vault_meta VALUES (true, gen_random_uuid(), now()) ON CONFLICT DO NOTHING RETURNING *",
+            "INSERT INTO vault.secret_versions SELECT gen_random_uuid(), gen_random_uuid(), 1, 'opaque', '', '', '', '', now(), now(), NULL",
+            "INSERT INTO vault.secrets (id, version_id, version, name, format, wrapped_dek, sealed, kms_key_id, kind, created_at, updated_at, version_created_at)
+             SELECT gen_random_uuid(), gen_random_uuid(), 1, 'stray', 'opaque', '', '', '', 'manual', now(), now(), now()",
+            "INSERT INTO vault.secrets (id, version_id, version, name, format, wrapped_dek, sealed, kms_key_id, kind, created_at, updated_at, version_created_at)
+             SELECT gen_random_uuid(), gen_random_uuid(), 1, 'kept', 'opaque', '', '', '', 'manual', now(), now(), now() ON CONFLICT (name) DO UPDATE SET sealed = ''",
+            "COPY vault.vault_meta FROM PROGRAM 'echo'",
+            "SHOW hyperion_vault.allowed_ips",
+            "SET session_replication_role = replica",
+            "ALTER EXTENSION hyperion_vault DROP FUNCTION vault._inside()",
+            "DROP EXTENSION hyperion_vault CASCADE",
+            "DROP SCHEMA vault CASCADE",
+            "SELECT vault.read_secret('kept')",
+            "SELECT vault.put_secret('kept', 'x')",
+            "SELECT * FROM vault.list_secrets()",
+        ]
+        .map(str::to_owned),
+    );
+    attacks
+}
+
+/// Rows a statement returned or changed; None if it was refused for want of privileges.
+fn outcome(client: &mut Client, sql: &str) -> Option<u64> {
+    let copy = sql.starts_with("COPY") && sql.ends_with("STDOUT");
+    let result = if copy {
+        client
+            .copy_out(sql)
+            .map(|mut reader| {
+                let mut bytes = Vec::new();
+                std::io::Read::read_to_end(&mut reader, &mut bytes).map(|_| bytes.len() as u64)
+            })
+            .map(|read| read.expect("a stream that began goes on"))
+    } else {
+        client.simple_query(sql).map(|messages| {
+            messages
+                .iter()
+                .map(|message| match message {
+                    postgres::SimpleQueryMessage::Row(_) => 1,
+                    postgres::SimpleQueryMessage::CommandComplete(n) => *n,
+                    _ => 0,
+                })
+                .sum()
+        })
+    };
+    match result {
+        Ok(rows) => Some(rows),
+        Err(error) => {
+            assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{sql}: {error:?}");
+            None
+        }
+    }
+}
+
+#[test]
+fn every_privilege_on_the_tables_gives_nothing() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.batch_execute(
+        "SELECT vault.create_secret('kept', 'value', grace_period => '1 day');
+         SELECT vault.put_secret('kept', 'newer');
+         SELECT vault.create_secret('kept/' || n, n::text) FROM generate_series(1, 20) n;
+         CREATE ROLE stray LOGIN; CREATE ROLE joined LOGIN;
+         GRANT USAGE ON SCHEMA vault TO stray, joined;
+         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON ALL TABLES IN SCHEMA vault TO stray;
+         GRANT ALL ON ALL TABLES IN SCHEMA vault TO joined, vault_service;
+         GRANT vault_service TO joined;
+         GRANT EXECUTE ON FUNCTION vault._inside() TO stray;
+         ANALYZE vault.secrets, vault.secret_versions, vault.vault_meta;
+         CREATE TABLE leaked (what text); GRANT INSERT ON leaked TO PUBLIC;
+         CREATE SCHEMA mine; GRANT ALL ON SCHEMA mine TO PUBLIC;
+         CREATE TABLE mine.own (n text); ALTER TABLE mine.own OWNER TO stray;
+         CREATE FUNCTION mine.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS
+           $$ BEGIN INSERT INTO public.leaked VALUES ($1); RETURN true; END $$;
+         CREATE FUNCTION mine.leak(text, text) RETURNS boolean LANGUAGE sql COST 0.0001 AS 'SELECT mine.leak($1)';
+         CREATE OPERATOR public.<<>> (LEFTARG = text, RIGHTARG = text, FUNCTION = mine.leak);
+         CREATE FUNCTION mine.taken() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO public.leaked VALUES (current_user); RETURN NULL; END $$;",
+    )
+    .unwrap();
+    for table in TABLES {
+        root.batch_execute(&format!(
+            "CREATE VIEW mine.view_of_{table} AS TABLE vault.{table};
+             ALTER VIEW mine.view_of_{table} OWNER TO stray; GRANT SELECT ON mine.view_of_{table} TO PUBLIC;
+             CREATE FUNCTION mine.read_{table}() RETURNS SETOF vault.{table} LANGUAGE sql SECURITY DEFINER
+               AS 'TABLE vault.{table}';
+             ALTER FUNCTION mine.read_{table}() OWNER TO joined"
+        ))
+        .unwrap();
+    }
+    let before = contents(&mut root);
+    assert!(before.contains("kept/20"), "the superuser sees the rows, or the comparison shows nothing");
+    // Positive control: without row-level security the very same statement of the very same role sees rows.
+    root.batch_execute("BEGIN; ALTER TABLE vault.secrets DISABLE ROW LEVEL SECURITY; SET LOCAL ROLE stray")
+        .unwrap();
+    assert_eq!(outcome(&mut root, "SELECT * FROM vault.secrets WHERE mine.leak(name::text)"), Some(42));
+    root.batch_execute("ROLLBACK").unwrap();
+
+    let (mut refused, mut empty) = (0, 0);
+    for (who, set_role) in [
+        ("stray", "SELECT 1"),
+        ("joined", "SELECT 1"),
+        ("joined", "SET ROLE vault_service"),
+        ("stray", "SET row_security = off"),
+        ("joined", "SET ROLE vault_service; SET row_security = off"),
+    ] {
+        for attack in attacks() {
+            let mut client = vault.session(who);
+            client.batch_execute(set_role).unwrap();
+            match outcome(&mut client, &attack) {
+                None => refused += 1,
+                Some(0) => empty += 1,
+                Some(rows) => panic!("{who}, {set_role}: {attack}: {rows} rows"),
+            }
+        }
+        assert_eq!(contents(&mut root), before, "{who}, {set_role}");
+        assert_eq!(text(&mut root, "SELECT count(*)::text FROM leaked"), "0", "{who}, {set_role}");
+    }
+    println!("{refused} refused, {empty} without any effect");
+    assert!(refused > 100 && empty > 20);
+
+    nothing_of_theirs_runs_inside(&vault);
+
+    // The vault works on, and nothing of theirs takes part.
+    assert_eq!(state(&mut vault.ops(), "SELECT vault.put_secret('kept', 'newest')"), "00000");
+    assert_eq!(text(&mut vault.app(), "SELECT vault.read_secret('kept')"), "newest");
+    assert_eq!(text(&mut vault.app(), "SELECT vault.read_secret('kept', 1)"), "value");
+    assert_eq!(state(&mut vault.ops(), "SELECT vault.delete_secret('kept')"), "00000");
+    assert_eq!(text(&mut root, "SELECT count(*)::text FROM leaked"), "0");
+    // A superuser is not held up: restoring a dump begins with TRUNCATE or COPY.
+    assert_eq!(state(&mut root, "BEGIN; TRUNCATE vault.secrets, vault.secret_versions; ROLLBACK"), "00000");
+}
+
+/// With TRIGGER or REFERENCES code of theirs can be tied to the tables: a trigger, or a foreign key whose cascade runs
+/// the triggers of *their* table. Run within a statement of the extension it would find row-level security open. It
+/// never runs: the statement refuses first.
+fn nothing_of_theirs_runs_inside(vault: &Vault<'_>) {
+    let mut root = vault.root();
+    let (before, secrets) =
+        (contents(&mut root), text(&mut root, "SELECT count(*)::text FROM vault.secrets"));
+    let mut joined = vault.session("joined");
+    joined
+        .batch_execute(
+            "CREATE FUNCTION mine.steal() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               INSERT INTO public.leaked SELECT name FROM vault.secrets;
+               RETURN coalesce(new, old); END $$",
+        )
+        .unwrap();
+    for (tie, untie) in [
+        (
+            "CREATE TRIGGER mine AFTER INSERT OR UPDATE OR DELETE ON vault.secrets EXECUTE FUNCTION mine.steal()",
+            "DROP TRIGGER mine ON vault.secrets",
+        ),
+        (
+            "CREATE TRIGGER mine BEFORE DELETE ON vault.secret_versions FOR EACH ROW EXECUTE FUNCTION mine.steal()",
+            "DROP TRIGGER mine ON vault.secret_versions",
+        ),
+        (
+            "CREATE TABLE mine.bait (n text REFERENCES vault.secrets (name) ON DELETE CASCADE);
+             INSERT INTO mine.bait VALUES ('kept');
+             CREATE TRIGGER bait BEFORE DELETE ON mine.bait FOR EACH ROW EXECUTE FUNCTION mine.steal()",
+            "DROP TABLE mine.bait",
+        ),
+    ] {
+        joined.batch_execute(tie).unwrap_or_else(|error| panic!("the attack is not one: {tie}: {error:?}"));
+        for call in [
+            "SELECT vault.delete_secret('kept')",
+            "SELECT vault.put_secret('kept', 'x')",
+            "SELECT vault.create_secret('another', 'x')",
+        ] {
+            let refused = vault.ops().batch_execute(call);
+            sqlstate!(refused, "55000", message: "has a trigger that is not the extension's", hint: "Drop");
+        }
+        // Reading goes on.
+        assert_eq!(text(&mut vault.app(), "SELECT vault.read_secret('kept')"), "newer");
+        assert_eq!(text(&mut vault.ops(), "SELECT count(*)::text FROM vault.list_secrets()"), secrets);
+        assert_eq!(text(&mut root, "SELECT count(*)::text FROM leaked"), "0", "{tie}");
+        assert_eq!(contents(&mut root), before, "{tie}");
+        root.batch_execute(untie).unwrap();
+    }
+    root.batch_execute("DROP FUNCTION mine.steal()").unwrap();
+}
