@@ -1,6 +1,6 @@
 //! `hyperion_vault kms`: the only process that talks to the key service and the only one that holds its credentials.
 //!
-//! A background worker without a database connection. Its main thread (this file) owns the request slots it has
+//! A background worker that belongs to no database and runs no SQL. Its main thread (this file) owns the request slots it has
 //! taken and everything of Postgres; the tokio threads inside [`Service`] own the calls. They meet in the service's
 //! channel and an eventfd, nowhere else.
 //!
@@ -52,6 +52,7 @@ pub fn register() {
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn hyperion_vault_kms_main(_arg: pgrx::pg_sys::Datum) {
     worker::attach();
+    worker::join_sessions();
     worker::forbid_core_dumps();
     let area = match area::get() {
         Ok(area) => area,

@@ -9,11 +9,11 @@ use std::ffi::{CStr, c_char};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys;
 
-/// Registers a worker without a database connection that starts at consistent state (also on a standby) and is
-/// restarted `restart_secs` after an orderly death.
+/// Registers a worker that belongs to no database, starts at consistent state (also on a standby) and is restarted
+/// `restart_secs` after an orderly death.
 pub fn register(name: &CStr, entry: &CStr, restart_secs: i32) {
     let mut worker = pg_sys::BackgroundWorker {
-        bgw_flags: pg_sys::BGWORKER_SHMEM_ACCESS as i32,
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
         bgw_restart_time: restart_secs,
         ..Default::default()
@@ -37,6 +37,14 @@ fn fill(field: &mut [c_char], text: &CStr) {
 /// Takes over SIGHUP and SIGTERM and lets signals in. First thing in a worker.
 pub fn attach() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+}
+
+/// Takes a place among the server's sessions, without a database: visible in `pg_stat_activity` and within reach of
+/// `pg_terminate_backend`, while no DROP DATABASE ever waits for it. After [`attach`].
+pub fn join_sessions() {
+    // SAFETY: once, first thing in a worker registered with the flags above; null names mean no database and the
+    // bootstrap role, as for the server's own logical replication launcher.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0) };
 }
 
 pub fn reload_requested() -> bool {
