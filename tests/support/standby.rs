@@ -38,9 +38,15 @@ impl Cluster {
         }
         let data = standby.data_dir();
         let data = data.to_str().expect("a path under /tmp that we named");
-        // -R: standby.signal, and primary_conninfo from the environment run_tool sets.
-        let args = ["-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync"];
-        self.run_tool("pg_basebackup", &args, b"").success();
+        self.run_tool("pg_basebackup", &["-D", data, "-X", "stream", "-c", "fast", "--no-sync"], b"")
+            .success();
+        // Not -R: it writes every option its own libpq knows, and the server may load an older libpq of the system.
+        let signal = standby.data_dir().join("standby.signal");
+        fs::write(&signal, "")
+            .and_then(|()| give_to(&signal, self.user, 0o600))
+            .expect("cannot write a file");
+        let source = format!("host={} port={} user=postgres", self.socket_dir().display(), self.port());
+        standby.append_conf("primary_conninfo", &source);
         let key = standby.key_path();
         let key = key.to_str().expect("a path under /tmp that we named");
         standby.append_conf("hyperion_vault.local_master_key_file", key);

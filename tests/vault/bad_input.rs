@@ -217,7 +217,7 @@ fn read_only_transactions_and_expired_versions() {
         // Refused as a write, not as a missing secret.
         "delete_secret('missing')",
     ];
-    let calls = || root_status(&cluster);
+    let calls = || provider_calls(&cluster);
     let asked = calls();
     for call in writers {
         ops.ask("BEGIN READ ONLY");
@@ -253,7 +253,7 @@ fn read_only_transactions_and_expired_versions() {
 }
 
 /// Calls the key service has had so far.
-fn root_status(cluster: &Cluster) -> i64 {
+fn provider_calls(cluster: &Cluster) -> i64 {
     let sql = "SELECT (vault.status() -> 'kms' ->> 'calls')";
     cluster.superuser().ask(sql).parse().expect("a number")
 }

@@ -1,11 +1,17 @@
 //! Integration tests: each test starts its own throw-away cluster. See tests/support for what they stand on.
 
+mod api;
+mod bad_input;
+mod catalog;
 mod crash;
 mod deaths;
 mod docs;
+mod dump;
 mod harness;
+mod install;
 mod keyfile;
 mod leaks;
+mod races;
 mod tamper;
 mod triggers;
 mod watch;
