@@ -1,5 +1,34 @@
 -- Types, tables, row-level security. Schema "vault" is made by CREATE EXTENSION (control file) and stays empty of
 -- rows until the first secret is sealed, so that pg_restore finds nothing in its way.
+-- One that is there already (left by DROP EXTENSION, or made by a restore) is taken over only if nobody else has a
+-- hold on it: the owner of a schema can drop all that is in it, and who may create in it can plant functions.
+DO $schema$
+DECLARE
+    problem text;
+BEGIN
+    SELECT CASE
+             WHEN NOT o.rolsuper THEN pg_catalog.format('It belongs to role %I, who is not a superuser.', o.rolname)
+             WHEN EXISTS (SELECT FROM pg_catalog.aclexplode(n.nspacl) a
+                           WHERE a.privilege_type OPERATOR(pg_catalog.=) 'CREATE' AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner)
+               THEN 'Other roles than its owner may create objects in it.'
+             WHEN EXISTS (SELECT FROM pg_catalog.pg_depend d
+                           WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
+                             AND d.refobjid OPERATOR(pg_catalog.=) n.oid
+                             AND d.classid OPERATOR(pg_catalog.<>) 'pg_catalog.pg_extension'::pg_catalog.regclass)
+               THEN 'It holds objects.'
+           END
+      INTO problem
+      FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles o ON o.oid OPERATOR(pg_catalog.=) n.nspowner
+     WHERE n.nspname OPERATOR(pg_catalog.=) 'vault';
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'schema "vault" exists and cannot be taken over by hyperion_vault',
+            DETAIL = problem,
+            HINT = 'Drop or rename the schema, or empty it, revoke CREATE on it and make a superuser its owner.';
+    END IF;
+END
+$schema$;
 REVOKE ALL ON SCHEMA vault FROM PUBLIC;
 GRANT USAGE ON SCHEMA vault TO vault_service, vault_user, vault_reader, vault_admin, vault_auditor;
 COMMENT ON SCHEMA vault IS 'hyperion_vault: secrets sealed by envelope encryption, read with SQL';

@@ -178,6 +178,33 @@ fn roles_are_adopted_when_harmless() {
 }
 
 #[test]
+fn a_schema_of_others_is_not_taken_over() {
+    let cluster = Cluster::builder().start();
+    let mut root = cluster.superuser();
+    root.ask("CREATE ROLE mallory LOGIN");
+    for (prepare, detail) in [
+        ("CREATE SCHEMA vault AUTHORIZATION mallory", "mallory"),
+        ("CREATE SCHEMA vault; GRANT CREATE ON SCHEMA vault TO mallory", "may create objects"),
+        ("CREATE SCHEMA vault; GRANT CREATE ON SCHEMA vault TO PUBLIC", "may create objects"),
+        (
+            "CREATE SCHEMA vault; CREATE FUNCTION vault.read_secret(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
+            "holds objects",
+        ),
+        ("CREATE SCHEMA vault; CREATE TABLE vault.secrets (a int)", "holds objects"),
+        ("CREATE SCHEMA vault; CREATE TYPE vault.t AS ENUM ('a')", "holds objects"),
+    ] {
+        root.ask(prepare);
+        sqlstate!(root.try_ask(CREATE), "55000", message: "schema \"vault\" exists and cannot be taken over", detail: detail, hint: "Drop or rename");
+        assert_eq!(remains(&mut root), "vault", "only the schema that was there before");
+        root.ask("DROP SCHEMA vault CASCADE");
+    }
+    // One that is nobody's but a superuser's is: pg_restore makes it before the extension.
+    root.ask("CREATE SCHEMA vault; GRANT USAGE ON SCHEMA vault TO mallory");
+    root.ask(CREATE);
+    root.ask("SELECT vault.create_secret('a', 'v')");
+}
+
+#[test]
 fn dropped_and_created_again() {
     let cluster = Cluster::builder().start();
     // Who is not a superuser cannot install it, not even as the owner of the database.
