@@ -7,6 +7,7 @@ mod crash;
 mod deaths;
 mod docs;
 mod dump;
+mod gaps;
 mod gate;
 mod harness;
 mod install;
