@@ -7,7 +7,7 @@
 #   PG_MAJORS        majors to test on                       (15 18)
 #   PG_CHECK_MAJORS  majors whose build is checked by clippy (15 16 17 18)
 #   TEST_ARGS        passed on to the integration tests, such as the name of one
-#   ONLY             stages to run, by the start of their names: ONLY="rustfmt clippy"
+#   ONLY             stages to run, by the start of their names: ONLY="rustfmt clippy-pg18"
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=packaging/lib.sh
@@ -42,22 +42,22 @@ main() {
 
     check "rustfmt" cargo fmt --all -- --check
     for major in "${CHECKED[@]}"; do
-        check "clippy pg$major" cargo clippy --workspace --all-targets --no-default-features --features "pg$major testing" -- -D warnings
+        check "clippy-pg$major" cargo clippy --workspace --all-targets --no-default-features --features "pg$major testing" -- -D warnings
     done
     # What users get has no fault injection in it: that build is checked too.
-    check "clippy release features" cargo clippy --workspace --all-targets --no-default-features --features "pg${MAJORS[-1]}" -- -D warnings
+    check "clippy-release" cargo clippy --workspace --all-targets --no-default-features --features "pg${MAJORS[-1]}" -- -D warnings
     if cargo deny --version >/dev/null 2>&1; then
         check "dependencies" cargo deny --offline check licenses bans sources
     else
         info "(cargo-deny is not installed: licences and sources are not checked; see make deny)"
     fi
-    check "tests core and kms" cargo test -p hyperion_vault_core -p hyperion_vault_kms --features hyperion_vault_kms/testing
+    check "tests-crates" cargo test -p hyperion_vault_core -p hyperion_vault_kms --features hyperion_vault_kms/testing
 
     SERVER_USER=$(server_user)
     for major in "${MAJORS[@]}"; do
-        check "install pg$major" install_extension "$(pg_config_of "$major")" "pg$major testing"
+        check "install-pg$major" install_extension "$(pg_config_of "$major")" "pg$major testing"
         # Without it, whatever an earlier run left in the tree would be tested.
-        [ $RESULT != ok ] || check "tests pg$major" integration "$major"
+        [ $RESULT != ok ] || check "tests-pg$major" integration "$major"
     done
     summary "$((SECONDS - began))"
 }
@@ -87,7 +87,7 @@ check() {
     RESULT=ok
     stage "$name"
     wanted "$name" || { info "skipped (ONLY=$ONLY)"; return 0; }
-    log=$LOGS/$(printf '%02d-%s' "$STAGE" "${name// /-}").log
+    log=$LOGS/$(printf '%02d-%s' "$STAGE" "$name").log
     # In a subshell: a die inside is the failure of this stage, not of the run.
     ("$@") 2>&1 | tee "$log" || RESULT=FAILED
     read -r passed failed < <(counts "$log")
@@ -118,6 +118,7 @@ integration() {
 
 summary() {
     local row
+    [ ${#TABLE[@]} -gt 0 ] || die "ONLY=\"$ONLY\" names no stage"
     printf '\n%sSummary%s (%s, logs in %s)\n' "$BOLD" "$PLAIN" "$(elapsed "$1")" "$LOGS"
     for row in "${TABLE[@]}"; do printf '  %s\n' "$row"; done
     [ ${#FAILED[@]} = 0 ] || printf '  %sfailed: %s%s\n' "$RED" "$(printf '%s; ' "${FAILED[@]}")" "$PLAIN"
