@@ -7,7 +7,8 @@
 const SLOT: usize = 16 * 1024;
 /// Eight cached data keys with their digests.
 const SET: usize = 704;
-const SET_ENTRIES: usize = 8;
+/// Entries a set of 8 places is sized for.
+const SET_ENTRIES: usize = 4;
 /// Header, counters, and rounding up to pages.
 const FIXED: usize = 32 * 1024;
 
@@ -23,10 +24,10 @@ mod tests {
     #[test]
     fn the_bound_follows_both_settings() {
         assert_eq!(bound(0, 0), FIXED + SET);
-        assert_eq!(bound(0, 8), FIXED + SET);
-        assert_eq!(bound(0, 9), FIXED + 2 * SET);
+        assert_eq!(bound(0, 4), FIXED + SET);
+        assert_eq!(bound(0, 5), FIXED + 2 * SET);
         assert_eq!(bound(3, 8) - bound(2, 8), SLOT);
         // The defaults: 4 MiB of slots, 1.4 MiB of keys.
-        assert_eq!(bound(256, 16_384), FIXED + 256 * SLOT + 2048 * SET);
+        assert_eq!(bound(256, 16_384), FIXED + 256 * SLOT + 4096 * SET);
     }
 }

@@ -24,9 +24,10 @@ const INSERT_ATTEMPTS: u32 = 256;
 /// waiting at the least, for a critical section of tens of nanoseconds.
 const REMOVE_ATTEMPTS: u32 = 1 << 16;
 
-/// How many sets hold at least `entries` entries: a power of two, at least 1, at most 2^24 (11 GB).
+/// How many sets keep `entries` entries: a power of two, at least 1, at most 2^24 (11 GB). Room for twice as many, since
+/// keys fall on sets by hash: a table that is half full has hardly a set that overflows, a full one has many.
 pub fn sets_for(entries: usize) -> usize {
-    entries.div_ceil(WAYS).clamp(1, 1 << 24).next_power_of_two()
+    entries.div_ceil(WAYS / 2).clamp(1, 1 << 24).next_power_of_two()
 }
 
 /// One set of [`WAYS`] entries, 704 bytes. All zero is valid and empty.

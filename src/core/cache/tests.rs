@@ -58,7 +58,7 @@ fn layout_is_what_the_mapping_is_sized_for() {
 
 #[test]
 fn sets_are_a_power_of_two_and_enough() {
-    for (entries, expected) in [(0, 1), (1, 1), (8, 1), (9, 2), (16384, 2048), (16385, 4096)] {
+    for (entries, expected) in [(0, 1), (1, 1), (4, 1), (5, 2), (16384, 4096), (16385, 8192)] {
         assert_eq!(sets_for(entries), expected, "{entries} entries");
     }
     assert_eq!(sets_for(usize::MAX), 1 << 24);
