@@ -22,6 +22,9 @@ mod store;
 
 ::pgrx::pg_module_magic!(name, version);
 
+#[global_allocator]
+static ALLOCATOR: pg::alloc::Allocator = pg::alloc::Allocator;
+
 extension_sql_file!("../sql/10_roles.sql", name = "roles", bootstrap);
 extension_sql_file!("../sql/20_schema.sql", name = "schema", requires = ["roles"]);
 extension_sql_file!("../sql/30_functions.sql", name = "functions", requires = ["schema"]);

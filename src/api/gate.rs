@@ -165,5 +165,13 @@ pub fn writable() -> Result<()> {
         )
         .hint("Start a READ WRITE transaction."));
     }
+    // Only a function that is marked PARALLEL SAFE and is not gets here; without this the key service would be asked first.
+    if identity::in_parallel_mode() {
+        return Err(VaultError::new(
+            Kind::ReadOnly,
+            "the vault cannot be changed during a parallel operation",
+        )
+        .hint("Mark the function that calls it PARALLEL UNSAFE."));
+    }
     Ok(())
 }

@@ -114,6 +114,12 @@ pub fn transaction_read_only() -> bool {
     unsafe { pg_sys::XactReadOnly }
 }
 
+/// Whether a parallel plan is running, in its leader or in a worker: nothing can be written then.
+pub fn in_parallel_mode() -> bool {
+    // SAFETY: no arguments.
+    unsafe { pg_sys::IsInParallelMode() }
+}
+
 pub fn database_is_utf8() -> bool {
     // SAFETY: no arguments; constant per session.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }

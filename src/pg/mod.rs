@@ -4,6 +4,7 @@
 //! is safe Rust over these wrappers. The trap it avoids: an invariant of the server that is kept in one place and
 //! forgotten in the next.
 
+pub mod alloc;
 pub mod condvar;
 pub mod datum;
 pub mod exit;

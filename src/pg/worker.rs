@@ -34,9 +34,12 @@ fn fill(field: &mut [c_char], text: &CStr) {
     }
 }
 
-/// Takes over SIGHUP and SIGTERM and lets signals in. First thing in a worker.
+/// Takes over SIGHUP, SIGTERM and SIGINT and lets signals in. First thing in a worker.
 pub fn attach() {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SIGINT (pg_cancel_backend) too, to do nothing with it: the worker runs no statement that could be cancelled.
+    BackgroundWorker::attach_signal_handlers(
+        SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM | SignalWakeFlags::SIGINT,
+    );
 }
 
 /// Takes a place among the server's sessions, without a database: visible in `pg_stat_activity` and within reach of

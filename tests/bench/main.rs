@@ -8,13 +8,12 @@
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all.
 
 mod machine;
-mod memory;
 mod pgbench;
 mod report;
 mod scenarios;
 mod stats;
 
-use hyperion_vault_tests::{Client, Cluster, StopMode};
+use hyperion_vault_tests::{Client, Cluster, StopMode, memory};
 use machine::{Cores, Sessions};
 use pgbench::Run;
 use report::{Outcome, Pair, Side};

@@ -15,6 +15,7 @@ mod connect;
 mod errors;
 mod faults;
 mod log;
+pub mod memory;
 mod postmaster;
 mod process;
 mod processes;

@@ -5,8 +5,8 @@
 use crate::watch::{calls, expect_idle_queue, make_cold, status, until_processing, until_running};
 use hyperion_vault_tests::threads::{Background, background};
 use hyperion_vault_tests::{
-    Ask, Client, Cluster, NoTls, PATIENCE, SIGKILL, SIGSEGV, SIGTERM, backend_pid, expect_disconnect,
-    sqlstate, wait_for,
+    Ask, Client, Cluster, NoTls, PATIENCE, SIGKILL, SIGSEGV, SIGTERM, StopMode, backend_pid,
+    expect_disconnect, memory, sqlstate, wait_for,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -82,7 +82,7 @@ fn prepared_transactions_survive_the_death_of_any_process() {
     );
     ops.ask("BEGIN; SELECT vault.create_secret('undone', 'never'); PREPARE TRANSACTION 'no'");
 
-    // What is sent to the worker as to any session: a cancel costs nobody his request.
+    // What is sent to the worker as to any session: a cancel costs nobody his request, nor the worker its life.
     let mut root = vault.root();
     let mut witness = cluster.witness();
     let worker = cluster.pid_of("hyperion_vault kms");
@@ -92,6 +92,8 @@ fn prepared_transactions_survive_the_death_of_any_process() {
     root.ask(&format!("SELECT pg_cancel_backend({worker})"));
     assert_eq!(cancelled.finish(PATIENCE).expect("not its request"), "1");
     cluster.clear_faults();
+    assert_eq!(cluster.pid_of("hyperion_vault kms"), worker);
+    assert_eq!(status(&mut root)["workers"][0]["starts"], 1);
     witness.assert_survived();
     expect_idle_queue(&mut root);
 
@@ -280,4 +282,22 @@ fn tables_are_maintained_under_load() {
     sqlstate!(read, "42501", message: "permission denied to read");
     root.ask("ALTER ROLE misnamed RENAME TO vault_service; ALTER ROLE misnamed_too RENAME TO vault_reader");
     assert_eq!(vault.app().ask("SELECT vault.read_secret('written')"), last);
+}
+
+/// What an administrator is promised for his settings, at three of them.
+#[test]
+fn shared_memory_is_bounded_by_the_settings() {
+    let cluster = Cluster::builder().start();
+    cluster.vault();
+    for (slots, keys) in [(256, 16_384), (4, 8), (1000, 100_000)] {
+        cluster.stage_conf("hyperion_vault.kms_queue_slots", &slots.to_string());
+        cluster.stage_conf("hyperion_vault.dek_cache_size", &keys.to_string());
+        cluster.restart(StopMode::Fast);
+        let status = status(&mut cluster.superuser());
+        let bytes = status["shared_memory"]["bytes"].as_u64().expect("a number") as usize;
+        let bound = memory::bound(slots, keys);
+        println!("kms_queue_slots = {slots}, dek_cache_size = {keys}: {bytes} bytes of at most {bound}");
+        assert!(bytes > 0 && bytes <= bound);
+        assert!(status["cache"]["capacity"].as_u64() >= Some(keys as u64), "room for what was asked for");
+    }
 }

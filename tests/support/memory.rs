@@ -1,5 +1,5 @@
-//! How much shared memory the settings allow, counted without the extension's own types. Runs in the benchmark's
-//! process; pure.
+//! How much shared memory the settings allow, counted without the extension's own types. Pure; used by the tests and the
+//! benchmark.
 //!
 //! This is what the documentation promises an administrator, so it must not follow the code when a struct grows.
 
@@ -27,7 +27,7 @@ mod tests {
         assert_eq!(bound(0, 4), FIXED + SET);
         assert_eq!(bound(0, 5), FIXED + 2 * SET);
         assert_eq!(bound(3, 8) - bound(2, 8), SLOT);
-        // The defaults: 4 MiB of slots, 1.4 MiB of keys.
+        // The defaults: 4 MiB of slots, 2.8 MiB of keys.
         assert_eq!(bound(256, 16_384), FIXED + 256 * SLOT + 4096 * SET);
     }
 }
