@@ -15,6 +15,7 @@ mod isolation;
 mod keyfile;
 mod leaks;
 mod races;
+mod review;
 mod tamper;
 mod triggers;
 mod watch;
