@@ -152,6 +152,8 @@ BEGIN
         EXECUTE pg_catalog.format('CREATE POLICY inside ON vault.%I USING (vault._inside()) WITH CHECK (vault._inside())', t);
         EXECUTE pg_catalog.format('COMMENT ON POLICY inside ON vault.%I IS %L', t, 'only code of the extension');
         EXECUTE pg_catalog.format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON vault.%I EXECUTE FUNCTION vault._refuse_truncate()', t);
+        -- Always: session_replication_role = replica skips ordinary triggers.
+        EXECUTE pg_catalog.format('ALTER TABLE vault.%I ENABLE ALWAYS TRIGGER refuse_truncate', t);
         PERFORM pg_catalog.pg_extension_config_dump(pg_catalog.format('vault.%I', t)::regclass, '');
     END LOOP;
 END
