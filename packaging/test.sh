@@ -51,7 +51,7 @@ main() {
     else
         info "(cargo-deny is not installed: licences and sources are not checked; see make deny)"
     fi
-    check "tests-crates" cargo test -p hyperion_vault_core -p hyperion_vault_kms --features hyperion_vault_kms/testing
+    check "tests-crates" cargo test --no-fail-fast -p hyperion_vault_core -p hyperion_vault_kms --features hyperion_vault_kms/testing
 
     SERVER_USER=$(server_user)
     for major in "${MAJORS[@]}"; do
@@ -113,7 +113,7 @@ counts() {
 
 integration() {
     PG_CONFIG=$(pg_config_of "$1") HYPERION_VAULT_TEST_USER=$SERVER_USER \
-        cargo test -p hyperion_vault_tests -- "${ARGS[@]}"
+        cargo test --no-fail-fast -p hyperion_vault_tests -- "${ARGS[@]}"
 }
 
 summary() {
