@@ -43,7 +43,7 @@ pub struct KmsStats {
     pub retries: AtomicU64,
     pub coalesced: AtomicU64,
     pub in_flight: AtomicU64,
-    /// Kind of the last failure plus one; 0: none.
+    /// [`hyperion_vault_core::ipc::ErrorKind`] of the last failure, as a number; 0: none.
     pub last_error_kind: AtomicU32,
     /// Whether the provider could be opened: 0 not asked yet, 1 yes, 2 no.
     pub provider: AtomicU32,

@@ -332,7 +332,7 @@ impl Worker {
             (None, None) => None,
         };
         if let Some((kind, at)) = last {
-            stats.last_error_kind.store(1 + wire_kind(kind) as u32, Relaxed);
+            stats.last_error_kind.store(kind as u32, Relaxed);
             stats.last_error_at.store(at, Relaxed);
         }
     }
@@ -353,24 +353,9 @@ fn die(death: hyperion_vault_kms::testing::Death) {
     }
 }
 
-/// The same kinds, in the words of the wire.
-fn wire_kind(kind: hyperion_vault_kms::ErrorKind) -> ErrorKind {
-    use hyperion_vault_kms::ErrorKind as K;
-    match kind {
-        K::Unreachable => ErrorKind::Unreachable,
-        K::TimedOut => ErrorKind::TimedOut,
-        K::Throttled => ErrorKind::Throttled,
-        K::Refused => ErrorKind::Refused,
-        K::Unauthenticated => ErrorKind::Unauthenticated,
-        K::Misconfigured => ErrorKind::Misconfigured,
-        K::Internal => ErrorKind::Internal,
-        K::Overloaded => ErrorKind::Overloaded,
-    }
-}
-
 fn error_response(error: KmsError) -> Response {
     Response::Error {
-        kind: wire_kind(error.kind),
+        kind: error.kind,
         message: error.message,
         detail: error.detail.unwrap_or_default(),
         hint: error.hint.unwrap_or_default(),
@@ -388,7 +373,7 @@ fn withdrawn() -> Response {
 
 fn raise_kms(error: &KmsError) -> ! {
     crate::error::VaultError::from_kms(
-        wire_kind(error.kind),
+        error.kind,
         &error.message,
         error.detail.as_deref().unwrap_or_default(),
         error.hint.as_deref().unwrap_or_default(),
@@ -398,7 +383,7 @@ fn raise_kms(error: &KmsError) -> ! {
 
 fn warn(error: &KmsError) {
     crate::error::VaultError::from_kms(
-        wire_kind(error.kind),
+        error.kind,
         &format!("hyperion_vault: {}", error.message),
         error.detail.as_deref().unwrap_or_default(),
         error.hint.as_deref().unwrap_or_default(),
@@ -408,18 +393,4 @@ fn warn(error: &KmsError) {
 
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The name behind the number in [`area::KmsStats::last_error_kind`].
-pub fn error_kind_name(kind_plus_one: u32) -> Option<&'static str> {
-    ErrorKind::ALL.into_iter().find(|kind| *kind as u32 + 1 == kind_plus_one).map(|kind| match kind {
-        ErrorKind::Unreachable => "unreachable",
-        ErrorKind::TimedOut => "timed_out",
-        ErrorKind::Throttled => "throttled",
-        ErrorKind::Refused => "refused",
-        ErrorKind::Unauthenticated => "unauthenticated",
-        ErrorKind::Misconfigured => "misconfigured",
-        ErrorKind::Internal => "internal",
-        ErrorKind::Overloaded => "overloaded",
-    })
 }

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyperion_vault_core::cache::WAYS;
-use hyperion_vault_core::ipc::StateCounts;
+use hyperion_vault_core::ipc::{ErrorKind, StateCounts};
 use serde_json::json;
 
 use super::gate;
@@ -58,7 +58,10 @@ fn worker(area: &Area) -> serde_json::Value {
 fn kms(area: &Area) -> serde_json::Value {
     let stats = &area.header.stats;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
-    let last_error = crate::kms_worker::error_kind_name(stats.last_error_kind.load(Relaxed));
+    let last_error = u8::try_from(stats.last_error_kind.load(Relaxed))
+        .ok()
+        .and_then(ErrorKind::from_u8)
+        .map(ErrorKind::as_str);
     json!({
         "mode": match config::kms_mode() { KmsMode::Aws => "aws", KmsMode::Local => "local" },
         "usable": match stats.provider.load(Relaxed) { 1 => Some(true), 2 => Some(false), _ => None },

@@ -6,73 +6,7 @@
 
 use std::fmt;
 
-/// What kind of failure it is: decides whether to try again, and the SQLSTATE the extension raises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ErrorKind {
-    /// No answer from the key service: transport failure, or an internal error on its side. 08006.
-    Unreachable,
-    /// No answer before the deadline. 08006.
-    TimedOut,
-    /// The service asks to be called less often. 08006.
-    Throttled,
-    /// The service answered no: access denied, key disabled or deleted, another master key. 38000.
-    Refused,
-    /// The wrapped bytes are not what was wrapped here. XX001.
-    Unauthenticated,
-    /// The settings cannot work: key file missing, readable by others, wrong length, unknown mode. 38000.
-    Misconfigured,
-    /// A defect on our side, such as a panic in a provider. XX000.
-    Internal,
-    /// More jobs wait than the worker may hold. 53000.
-    Overloaded,
-}
-
-impl ErrorKind {
-    /// Every kind, for tables and tests.
-    pub const ALL: [Self; 8] = [
-        Self::Unreachable,
-        Self::TimedOut,
-        Self::Throttled,
-        Self::Refused,
-        Self::Unauthenticated,
-        Self::Misconfigured,
-        Self::Internal,
-        Self::Overloaded,
-    ];
-
-    /// Stable lower-case name, for `vault.status()` and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::TimedOut => "timed_out",
-            Self::Throttled => "throttled",
-            Self::Refused => "refused",
-            Self::Unauthenticated => "unauthenticated",
-            Self::Misconfigured => "misconfigured",
-            Self::Internal => "internal",
-            Self::Overloaded => "overloaded",
-        }
-    }
-
-    /// The kind of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
-    }
-
-    /// Whether the same call may succeed a moment later. A refusal does not become consent by repetition, and
-    /// repeating one is noise in the key service's audit trail; `Overloaded` is for the caller to repeat, since
-    /// a retry in here would add to the load.
-    pub fn is_retryable(self) -> bool {
-        match self {
-            Self::Unreachable | Self::TimedOut | Self::Throttled => true,
-            Self::Refused
-            | Self::Unauthenticated
-            | Self::Misconfigured
-            | Self::Internal
-            | Self::Overloaded => false,
-        }
-    }
-}
+pub use hyperion_vault_core::ipc::ErrorKind;
 
 /// A failure of a key service or of its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -96,29 +96,31 @@ impl Request {
     }
 }
 
-/// Why the worker could not do it. The caller maps it to a SQLSTATE.
+/// What kind of failure it is: decides whether to try again, whether a stale key may serve, and the SQLSTATE the
+/// extension raises. The number travels through shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ErrorKind {
-    /// No connection, or the service is down. 08006.
+    /// No answer from the key service: transport failure, or an internal error on its side. 08006.
     Unreachable = 1,
-    /// No answer in time. 08006.
+    /// No answer before the deadline. 08006.
     TimedOut = 2,
-    /// The service asked us to slow down, and retries did not help. 08006.
+    /// The service asks to be called less often, and retries did not help. 08006.
     Throttled = 3,
-    /// The service said no: access denied, key disabled or deleted. 38000.
+    /// The service answered no: access denied, key disabled or deleted, another master key. 38000.
     Refused = 4,
-    /// The wrapped key does not open in this place. XX001.
+    /// The wrapped bytes are not what was wrapped for this place. XX001.
     Unauthenticated = 5,
-    /// The settings name no usable key.
+    /// The settings cannot work: key file missing, readable by others, wrong length, unknown mode. 38000.
     Misconfigured = 6,
-    /// A defect on our side.
+    /// A defect on our side, such as a panic in a provider. XX000.
     Internal = 7,
-    /// Too much in flight in the worker. 53000.
+    /// More jobs wait than the worker may hold. 53000.
     Overloaded = 8,
 }
 
 impl ErrorKind {
+    /// Every kind, for tables and tests.
     pub const ALL: [Self; 8] = [
         Self::Unreachable,
         Self::TimedOut,
@@ -130,14 +132,48 @@ impl ErrorKind {
         Self::Overloaded,
     ];
 
+    /// Stable lower-case name, for `vault.status()` and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Throttled => "throttled",
+            Self::Refused => "refused",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Misconfigured => "misconfigured",
+            Self::Internal => "internal",
+            Self::Overloaded => "overloaded",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// The kind of that number.
+    pub fn from_u8(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
+    }
+
+    /// Whether the same call may succeed a moment later. A refusal does not become consent by repetition, and
+    /// repeating one is noise in the key service's audit trail; `Overloaded` is for the caller to repeat, since
+    /// a retry in the worker would add to the load.
+    pub const fn is_retryable(self) -> bool {
+        match self {
+            Self::Unreachable | Self::TimedOut | Self::Throttled => true,
+            Self::Refused
+            | Self::Unauthenticated
+            | Self::Misconfigured
+            | Self::Internal
+            | Self::Overloaded => false,
+        }
+    }
+
     /// Whether the key service may be fine with the key and just cannot be asked: the only case in which the DEK
     /// cache may serve an entry past its TTL.
     pub const fn is_outage(self) -> bool {
         matches!(self, Self::Unreachable | Self::TimedOut | Self::Throttled | Self::Overloaded)
-    }
-
-    fn from_u8(byte: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
