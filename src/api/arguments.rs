@@ -3,6 +3,7 @@
 //! Client backends, main thread. Positions are those of sql/30_functions.sql, the same in both functions. No error
 //! here quotes a value: a caller who swapped two arguments must not find his secret in the log.
 
+use hyperion_vault_core::policy::allowlist::MAX_ITEMS;
 use hyperion_vault_core::secret::{Generator, IntervalParts, limits};
 use pgrx::pg_sys::Datum;
 
@@ -78,6 +79,11 @@ impl<'a> Given<'a> {
             limits::keep_versions(keep)?;
         }
         match args.cidr_array(position::ALLOWED_IPS) {
+            Some(Ok(list)) if list.len() > MAX_ITEMS => {
+                return Err(VaultError::new(Kind::Invalid, "allowed_ips has too many entries")
+                    .detail(format!("It has {}; at most {MAX_ITEMS} are allowed.", list.len()))
+                    .hint("Combine addresses into networks: every read looks at all of them."));
+            }
             Some(Ok(list)) if !list.is_empty() => {}
             None => {}
             _ => {

@@ -410,6 +410,12 @@ fn check_reset(reset: &[String], given: &Given<'_>) -> Result<()> {
         "keep_versions" => given.keep_versions.is_some(),
         _ => false,
     };
+    if reset.len() > RESETTABLE.len() {
+        return Err(invalid(
+            "reset names more properties than there are",
+            &format!("It may name {}.", RESETTABLE.join(", ")),
+        ));
+    }
     for property in reset {
         if !RESETTABLE.contains(&property.as_str()) {
             // Not quoted: it may be a value in the wrong place.

@@ -1,9 +1,9 @@
 //! [`ServiceScope`]: the state in which the extension runs SQL of its own.
 //!
-//! Inside it the session is `vault_service`, `search_path` is `pg_catalog, pg_temp`, `row_security` is on, and the
-//! flag that every row-level security policy asks for (`vault._inside()`) is up. Each is put back on every way out:
-//! on return by `drop`; on an error by `drop` for the flag, and by the abort of the (sub)transaction for the role and
-//! the settings, which the server restores itself (and which must not be called while an error unwinds).
+//! Inside it the session is `vault_service`, `search_path` is `pg_catalog, pg_temp`, `row_security` is on, `TimeZone` is
+//! UTC, and the flag that every row-level security policy asks for (`vault._inside()`) is up. Each is put back on every
+//! way out: on return by `drop`; on an error by `drop` for the flag, and by the abort of the (sub)transaction for the role
+//! and the settings, which the server restores itself (and which must not be called while an error unwinds).
 //!
 //! Client backends and database workers, main thread. No user code runs inside: statements are constant, parameters
 //! are bound, and nothing the caller owns is named.
@@ -46,6 +46,8 @@ impl ServiceScope {
             let nest = pg_sys::NewGUCNestLevel();
             set(c"search_path", c"pg_catalog, pg_temp");
             set(c"row_security", c"on");
+            // Sums of timestamps and intervals must not depend on who happens to rotate.
+            set(c"TimeZone", c"UTC");
             pg_sys::SetUserIdAndSecContext(service, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
             nest
         };

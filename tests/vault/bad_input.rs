@@ -141,7 +141,7 @@ fn arguments() {
     let vault = cluster.vault();
     let (mut app, mut ops, mut root) = prepared(&vault);
     let before = state(&mut root);
-    assert_eq!((table(WRITERS).count(), table(READERS).count()), (112, 21));
+    assert_eq!((table(WRITERS).count(), table(READERS).count()), (114, 21));
     for case in table(WRITERS) {
         refused(&mut ops, case);
     }

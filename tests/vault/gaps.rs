@@ -301,3 +301,20 @@ fn shared_memory_is_bounded_by_the_settings() {
         assert!(status["cache"]["capacity"].as_u64() >= Some(keys as u64), "room for what was asked for");
     }
 }
+
+/// When a secret is due must not depend on the time zone of whoever made or rotated it.
+#[test]
+fn due_times_are_the_same_in_every_time_zone() {
+    let cluster = Cluster::builder().start();
+    let mut ops = cluster.vault().ops();
+    ops.ask("SET TimeZone = 'Europe/Berlin'");
+    // Of these, at least one crosses a change of the clocks, whatever the date.
+    for months in [3, 5, 7] {
+        let due = format!(
+            "SELECT next_rotation_at = (version_created_at AT TIME ZONE 'UTC' + interval '{months} months') AT TIME ZONE 'UTC'
+             FROM vault.create_secret('m{months}', kind => 'automatic', rotation_interval => '{months} months')"
+        );
+        assert_eq!(ops.ask(&due), "t", "{months} months");
+    }
+    assert_eq!(ops.ask("SHOW TimeZone"), "Europe/Berlin");
+}
