@@ -48,11 +48,11 @@ fn id_of(flag: &str, name: &str) -> u32 {
 }
 
 /// Makes `command` run as the server's user, with nothing of our own environment that steers libpq, a server or the
-/// AWS SDK: a developer's PGHOST or AWS_PROFILE must not reach a test.
+/// AWS SDK: a developer's PGHOST or AWS_PROFILE must not reach a test, nor RUST_BACKTRACE the server's messages.
 pub fn as_server_user(command: &mut Command, user: Option<ServerUser>) {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
-        if ["PG", "AWS_", "VAULT_", "LC_", "LANG"].iter().any(|prefix| name.starts_with(prefix)) {
+        if ["PG", "AWS_", "VAULT_", "RUST_", "LC_", "LANG"].iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(&*name);
         }
     }
