@@ -25,7 +25,7 @@ struct Found {
     version: Sealed,
 }
 
-/// Looks a version up as of now, and checks the secret's own address list. None if the secret does not exist.
+/// Looks a version up as of now, and checks the secret's own address list.
 fn find(name: &str, version: Option<i32>) -> Result<Found> {
     let Current { version: current, kind, allowed_ips } =
         secrets::current(name)?.ok_or_else(|| no_secret(name))?;
