@@ -11,7 +11,7 @@ export PG_MAJORS PG_CHECK_MAJORS
 # For "make install": the PostgreSQL to install into. Not exported, so that other targets see only what the caller set.
 PG_CONFIG ?= pg_config
 
-.PHONY: help quickstart stop setup test check-majors fmt clippy deny bench install clean
+.PHONY: help quickstart stop setup test check-majors loom fmt clippy deny bench install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -31,6 +31,9 @@ test: ## everything: format, lints, all tests on PG_MAJORS (TEST_ARGS=name, ONLY
 
 check-majors: ## build check and lints on PG_CHECK_MAJORS
 	@ONLY=clippy packaging/test.sh
+
+loom: ## the memory orderings of the request slots, every interleaving that loom finds (not part of "make test")
+	RUSTFLAGS="--cfg loom" cargo test -p hyperion_vault_core --release --target-dir target/loom loom
 
 fmt: ## format all Rust code
 	cargo fmt --all
