@@ -90,14 +90,14 @@ pub fn create_secret(args: &Args) -> Result<Return> {
             ));
         }
     };
-    let properties = properties(&given, automatic);
+    let properties = properties(&given);
     let info = create(name, &value, &properties)?.ok_or_else(|| exists(name))?;
     Ok(Return::Value(info))
 }
 
-fn properties(given: &Given<'_>, automatic: bool) -> Properties {
+fn properties(given: &Given<'_>) -> Properties {
     Properties {
-        automatic,
+        automatic: given.automatic,
         description: given.description,
         metadata: given.metadata,
         rotation_interval: given.rotation_interval,
@@ -148,7 +148,10 @@ pub fn put_secret(args: &Args) -> Result<Return> {
             continue;
         }
         gate::authorize(&[Action::Update], name)?;
-        let changes = description.map(|_| Changes { description: args.datum(3), ..Changes::default() });
+        let changes = description.map(|_| Changes {
+            properties: Properties { description: args.datum(3), ..Properties::default() },
+            reset: None,
+        });
         let update = Update { name, expected, changes, value: NewValue::Opaque(value) };
         if let Some(info) = update.run()? {
             return Ok(Return::Value(info));
@@ -380,17 +383,7 @@ pub fn update_secret(args: &Args) -> Result<Return> {
             ));
         }
     };
-    let changes = Changes {
-        automatic: given.automatic,
-        description: given.description,
-        metadata: given.metadata,
-        rotation_interval: given.rotation_interval,
-        grace_period: given.grace_period,
-        generator: given.generator.as_ref().map(|(_, datum)| *datum),
-        allowed_ips: given.allowed_ips,
-        keep_versions: given.keep_versions,
-        reset: args.datum(13),
-    };
+    let changes = Changes { properties: properties(&given), reset: args.datum(13) };
     if changes.is_empty() && matches!(value, NewValue::Keep) {
         return Err(invalid("nothing to update", "Pass a value, a property, or reset."));
     }

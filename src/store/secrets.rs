@@ -142,10 +142,11 @@ macro_rules! sql {
     };
 }
 
-/// What a caller gives for a new secret besides the value; datums as they came in, of the declared types.
+/// What a caller gives besides the value; None is what was not given. Datums as they came in, of the declared types.
 #[derive(Default)]
 pub struct Properties {
-    pub automatic: bool,
+    /// Kind: automatic (true) or manual, which is the default.
+    pub automatic: Option<bool>,
     pub description: Option<Datum>,
     pub metadata: Option<Datum>,
     pub rotation_interval: Option<Datum>,
@@ -222,7 +223,7 @@ pub fn insert(
             Bind::Bytes(fresh.sealed),
             Bind::Text(&fresh.key.key_id),
             Bind::OptText(fresh.key.key_material_id.as_deref()),
-            Bind::Bool(properties.automatic),
+            Bind::Bool(properties.automatic.unwrap_or(false)),
             Bind::Raw(properties.description),
             Bind::Raw(properties.metadata),
             Bind::Raw(properties.rotation_interval),
@@ -283,21 +284,14 @@ fn returned(row: Option<Row<'_>>) -> Result<Datum> {
 /// Changes to a secret's properties: None leaves one as it is unless it is named in `reset`.
 #[derive(Default)]
 pub struct Changes {
-    pub automatic: Option<bool>,
-    pub description: Option<Datum>,
-    pub metadata: Option<Datum>,
-    pub rotation_interval: Option<Datum>,
-    pub grace_period: Option<Datum>,
-    pub generator: Option<Datum>,
-    pub allowed_ips: Option<Datum>,
-    pub keep_versions: Option<i32>,
+    pub properties: Properties,
     /// `text[]` of property names.
     pub reset: Option<Datum>,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        let Self {
+        let Properties {
             automatic,
             description,
             metadata,
@@ -306,9 +300,9 @@ impl Changes {
             generator,
             allowed_ips,
             keep_versions,
-            reset,
-        } = self;
-        let datums = [description, metadata, rotation_interval, grace_period, generator, allowed_ips, reset];
+        } = &self.properties;
+        let datums =
+            [description, metadata, rotation_interval, grace_period, generator, allowed_ips, &self.reset];
         automatic.is_none() && keep_versions.is_none() && datums.iter().all(|datum| datum.is_none())
     }
 }
@@ -364,18 +358,19 @@ static CHANGE: Statement = Statement::new(
 
 /// Changes the properties of a secret whose row is locked. Returns its info and its `keep_versions` as they are now.
 pub fn change(spi: &Spi, id: Id, changes: &Changes, now: Datum) -> Result<(Datum, Option<i32>)> {
+    let properties = &changes.properties;
     let rows = spi.run(
         &CHANGE,
         &[
             Bind::Uuid(id),
-            Bind::Raw(changes.automatic.map(Datum::from)),
-            Bind::Raw(changes.description),
-            Bind::Raw(changes.metadata),
-            Bind::Raw(changes.rotation_interval),
-            Bind::Raw(changes.grace_period),
-            Bind::Raw(changes.generator),
-            Bind::Raw(changes.allowed_ips),
-            Bind::OptInt(changes.keep_versions),
+            Bind::Raw(properties.automatic.map(Datum::from)),
+            Bind::Raw(properties.description),
+            Bind::Raw(properties.metadata),
+            Bind::Raw(properties.rotation_interval),
+            Bind::Raw(properties.grace_period),
+            Bind::Raw(properties.generator),
+            Bind::Raw(properties.allowed_ips),
+            Bind::OptInt(properties.keep_versions),
             Bind::Raw(Some(now)),
             Bind::Raw(changes.reset),
         ],
