@@ -23,8 +23,8 @@ quickstart: ## build, start a throw-away PostgreSQL with a vault in it, and show
 stop: ## end the quickstart's PostgreSQL and remove it
 	@packaging/stop.sh
 
-setup: ## install tools and the PostgreSQL trees of PG_MAJORS and PG_CHECK_MAJORS, nothing else
-	@packaging/setup.sh $(sort $(PG_MAJORS) $(PG_CHECK_MAJORS))
+setup: ## install tools, the PostgreSQL trees of PG_MAJORS and PG_CHECK_MAJORS, and moto; nothing else
+	@packaging/setup.sh $(sort $(PG_MAJORS) $(PG_CHECK_MAJORS)) moto
 
 test: ## everything: format, lints, all tests on PG_MAJORS (TEST_ARGS=name, ONLY="stage ...")
 	@packaging/test.sh

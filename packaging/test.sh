@@ -16,6 +16,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/toolchain.sh"
 # shellcheck source=packaging/postgres.sh
 . "$here/postgres.sh"
+# shellcheck source=packaging/moto.sh
+. "$here/moto.sh"
 
 read -r -a MAJORS <<<"${PG_MAJORS:-15 18}"
 read -r -a CHECKED <<<"${PG_CHECK_MAJORS:-15 16 17 18}"
@@ -32,9 +34,9 @@ main() {
     cd "$ROOT"
 
     # Set-up is not a check: without it nothing else says anything, so a failure ends the run here.
-    stage "set-up: tools, PostgreSQL $(every_major)"
+    stage "set-up: tools, PostgreSQL $(every_major), moto"
     # shellcheck disable=SC2046 # majors are words
-    "$here/setup.sh" $(every_major)
+    "$here/setup.sh" $(every_major) moto
     ensure_rust >/dev/null
     ensure_rust_components
     # One run at a time installs into the trees of this cache.
@@ -112,7 +114,7 @@ counts() {
 }
 
 integration() {
-    PG_CONFIG=$(pg_config_of "$1") HYPERION_VAULT_TEST_USER=$SERVER_USER \
+    PG_CONFIG=$(pg_config_of "$1") HYPERION_VAULT_TEST_USER=$SERVER_USER HYPERION_VAULT_MOTO=$(moto_server) \
         cargo test --no-fail-fast -p hyperion_vault_tests -- "${ARGS[@]}"
 }
 

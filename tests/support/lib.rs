@@ -5,7 +5,8 @@
 //! of holding up the run. Signals go only to processes this test process started.
 //!
 //! Environment: `PG_CONFIG` (server under test), `HYPERION_VAULT_TEST_USER` (who runs servers when the tests run as
-//! root, default `postgres`), `KEEP=1` (keep the directory of a cluster whose test panicked).
+//! root, default `postgres`), `HYPERION_VAULT_MOTO` (the moto_server to use), `KEEP=1` (keep the directory of a cluster
+//! whose test panicked).
 
 mod ask;
 mod builder;
@@ -16,6 +17,7 @@ mod errors;
 mod faults;
 mod log;
 pub mod memory;
+mod moto;
 mod postmaster;
 mod process;
 mod processes;
@@ -38,6 +40,7 @@ pub use libc::{
     SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2,
 };
 pub use log::LogMark;
+pub use moto::{Moto, Refusal};
 pub use postgres::error::DbError;
 pub use postgres::{Client, NoTls};
 pub use process::Process;

@@ -49,13 +49,18 @@ impl Toolchain {
 }
 
 fn cached_pg_config() -> Option<PathBuf> {
+    cached("pg18/bin/pg_config").into_iter().find(|path| path.is_file())
+}
+
+/// Where `file` may lie in the cache that `make` fills: `HYPERION_VAULT_CACHE`, or its default places.
+pub fn cached(file: &str) -> Vec<PathBuf> {
     let caches = match std::env::var_os("HYPERION_VAULT_CACHE") {
         Some(cache) => vec![PathBuf::from(cache)],
         None => std::iter::once(PathBuf::from("/var/cache/hyperion_vault"))
             .chain(std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/hyperion_vault")))
             .collect(),
     };
-    caches.into_iter().map(|cache| cache.join("pg18/bin/pg_config")).find(|path| path.is_file())
+    caches.into_iter().map(|cache| cache.join(file)).collect()
 }
 
 fn ask(pg_config: &Path, flag: &str) -> String {

@@ -14,6 +14,7 @@ mod install;
 mod isolation;
 mod keyfile;
 mod leaks;
+mod moto;
 mod races;
 mod review;
 mod tamper;
