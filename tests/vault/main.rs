@@ -13,6 +13,7 @@ mod harness;
 mod install;
 mod isolation;
 mod keyfile;
+mod kms_docs;
 mod leaks;
 mod moto;
 mod races;
