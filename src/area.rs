@@ -43,6 +43,10 @@ pub struct KmsStats {
     pub retries: AtomicU64,
     pub coalesced: AtomicU64,
     pub in_flight: AtomicU64,
+    /// Requests answered by the open breaker.
+    pub refused: AtomicU64,
+    /// How often the breaker opened, doubled, plus one while it is open: both in one load.
+    pub breaker: AtomicU64,
     /// [`hyperion_vault_core::ipc::ErrorKind`] of the last failure, as a number; 0: none.
     pub last_error_kind: AtomicU32,
     /// Whether the provider could be opened: 0 not asked yet, 1 yes, 2 no.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hyperion_vault_core::policy::Allowlist;
 use hyperion_vault_core::secret::InvalidArgument;
-use hyperion_vault_kms::{Limits, LocalConfig, ProviderConfig, ServiceConfig};
+use hyperion_vault_kms::{AwsConfig, Limits, LocalConfig, ProviderConfig, ServiceConfig, aws};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::pg::guc::{check_hook, define_checked_string, reserve_prefix, with_str};
@@ -31,6 +31,10 @@ type Int = GucSetting<i32>;
 static DATABASE: Str = Str::new(Some(c"postgres"));
 static ALLOWED_IPS: Str = Str::new(Some(c""));
 static KMS_MODE: GucSetting<KmsMode> = GucSetting::<KmsMode>::new(KmsMode::Aws);
+static KMS_KEY_ID: Str = Str::new(Some(c""));
+static KMS_REGION: Str = Str::new(Some(c""));
+static KMS_ENDPOINT_URL: Str = Str::new(Some(c""));
+static AWS_PROFILE: Str = Str::new(Some(c""));
 static LOCAL_MASTER_KEY_FILE: Str = Str::new(Some(c""));
 static KMS_MAX_RETRIES: Int = Int::new(5);
 static KMS_TIMEOUT_MS: Int = Int::new(10_000);
@@ -46,6 +50,38 @@ static TEST_FAULTS: Str = Str::new(Some(c""));
 
 fn check_allowed_ips(value: &str) -> Result<(), InvalidArgument> {
     Allowlist::parse(value).map(drop)
+}
+
+/// Runs `check` unless the value is empty, which means: not set.
+fn if_set(
+    value: &str,
+    check: impl FnOnce(&str) -> Result<(), InvalidArgument>,
+) -> Result<(), InvalidArgument> {
+    if value.is_empty() { Ok(()) } else { check(value) }
+}
+
+fn check_kms_key_id(value: &str) -> Result<(), InvalidArgument> {
+    if_set(value, |value| aws::key::KeyRef::parse(value).map(drop))
+}
+
+fn check_kms_region(value: &str) -> Result<(), InvalidArgument> {
+    let is_region = value.len() <= 63
+        && value.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if is_region {
+        return Ok(());
+    }
+    Err(InvalidArgument::new("not an AWS region").hint("Give its code, such as eu-central-1."))
+}
+
+fn check_kms_endpoint_url(value: &str) -> Result<(), InvalidArgument> {
+    if_set(value, aws::endpoint::check)
+}
+
+fn check_aws_profile(value: &str) -> Result<(), InvalidArgument> {
+    if value.len() <= 255 && !value.contains(|c: char| c.is_control() || "[]".contains(c)) {
+        return Ok(());
+    }
+    Err(InvalidArgument::new("not the name of a profile"))
 }
 
 fn check_key_file(value: &str) -> Result<(), InvalidArgument> {
@@ -77,6 +113,10 @@ fn faults(value: &str) -> Result<Option<hyperion_vault_kms::testing::Faults>, In
 }
 
 check_hook!(allowed_ips_hook, check_allowed_ips);
+check_hook!(kms_key_id_hook, check_kms_key_id);
+check_hook!(kms_region_hook, check_kms_region);
+check_hook!(kms_endpoint_url_hook, check_kms_endpoint_url);
+check_hook!(aws_profile_hook, check_aws_profile);
 check_hook!(key_file_hook, check_key_file);
 check_hook!(database_hook, check_database);
 #[cfg(feature = "testing")]
@@ -111,6 +151,38 @@ pub fn define() {
         &KMS_MODE,
         Sighup,
         plain,
+    );
+    define_checked_string(
+        c"hyperion_vault.kms_key_id",
+        c"The AWS KMS key of kms_mode aws: its id, ARN or alias.",
+        &KMS_KEY_ID,
+        Sighup,
+        private,
+        kms_key_id_hook,
+    );
+    define_checked_string(
+        c"hyperion_vault.kms_region",
+        c"The AWS region of the key; empty takes it from kms_key_id or the AWS configuration.",
+        &KMS_REGION,
+        Sighup,
+        plain,
+        kms_region_hook,
+    );
+    define_checked_string(
+        c"hyperion_vault.kms_endpoint_url",
+        c"Another endpoint of AWS KMS, such as a VPC endpoint: https, or http on a loopback address.",
+        &KMS_ENDPOINT_URL,
+        Sighup,
+        private,
+        kms_endpoint_url_hook,
+    );
+    define_checked_string(
+        c"hyperion_vault.aws_profile",
+        c"The profile of the AWS configuration files that the key-service worker uses.",
+        &AWS_PROFILE,
+        Sighup,
+        private,
+        aws_profile_hook,
     );
     define_checked_string(
         c"hyperion_vault.local_master_key_file",
@@ -275,12 +347,22 @@ pub fn kms_mode() -> KmsMode {
     KMS_MODE.get()
 }
 
+/// The value of a setting whose empty string means: not set.
+fn set(setting: &Str) -> Option<String> {
+    with_str(setting, |value| (!value.is_empty()).then(|| value.to_owned()))
+}
+
 /// What the key-service worker runs with.
 pub fn service() -> ServiceConfig {
     let timeout = kms_timeout();
     ServiceConfig {
         provider: match KMS_MODE.get() {
-            KmsMode::Aws => ProviderConfig::Aws,
+            KmsMode::Aws => ProviderConfig::Aws(AwsConfig {
+                key_id: with_str(&KMS_KEY_ID, str::to_owned),
+                region: set(&KMS_REGION),
+                endpoint_url: set(&KMS_ENDPOINT_URL),
+                profile: set(&AWS_PROFILE),
+            }),
             KmsMode::Local => ProviderConfig::Local(LocalConfig {
                 key_file: PathBuf::from(with_str(&LOCAL_MASTER_KEY_FILE, str::to_owned)),
                 data_directory: PathBuf::from(crate::pg::data_dir()),

@@ -58,10 +58,11 @@ pub fn cached(digest: &[u8; 32]) -> Result<Option<Dek>> {
     })
 }
 
-/// The DEK behind `wrapped`, through the worker, which caches it.
-pub fn unwrap(context: DekContext, wrapped: &[u8]) -> Result<Dek> {
+/// The DEK behind `wrapped`, which the key of that id wrapped, through the worker, which caches it.
+pub fn unwrap(context: DekContext, wrapped: &[u8], key_id: &str) -> Result<Dek> {
     let digest = context.cache_digest(wrapped);
-    let answer = ask(&Request::UnwrapDek { context, wrapped: wrapped.to_vec() }, Some(&digest));
+    let request = Request::UnwrapDek { context, wrapped: wrapped.to_vec(), key_id: key_id.to_owned() };
+    let answer = ask(&request, Some(&digest));
     match answer {
         Ok(Answered::Cached(dek) | Answered::Response(Response::Unwrapped { dek })) => Ok(dek),
         Ok(_) => Err(unexpected()),

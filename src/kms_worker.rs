@@ -24,7 +24,7 @@ use hyperion_vault_core::cache::Lookup;
 use hyperion_vault_core::ipc::{
     Completed, Epoch, ErrorKind, Recovered, Request, Response, Taken, WorkerTicket,
 };
-use hyperion_vault_kms::{Completion, Job, KmsError, Op, Outcome, Service, WrappedDek};
+use hyperion_vault_kms::{Completion, Job, KmsError, Op, Outcome, Service, StoredDek, WrappedDek};
 
 use crate::area::{self, Area};
 use crate::config;
@@ -210,8 +210,8 @@ impl Worker {
             Outcome::Generated(generated) => Response::Dek {
                 dek: *generated.dek,
                 wrapped: generated.wrapped.0,
-                key_id: generated.key_id,
-                key_material_id: generated.key_material_id.unwrap_or_default(),
+                key_id: generated.by.key_id,
+                key_material_id: generated.by.key_material_id.unwrap_or_default(),
             },
             Outcome::Unwrapped(dek) => {
                 if let Some(digest) = digest {
@@ -276,14 +276,15 @@ impl Worker {
         }
         let (op, digest) = match Request::decode(&self.request) {
             Ok(Request::GenerateDek { context }) => (Op::Generate(context), None),
-            Ok(Request::UnwrapDek { context, wrapped }) => {
+            Ok(Request::UnwrapDek { context, wrapped, key_id }) => {
                 let digest = context.cache_digest(&wrapped);
                 // The queue may have been full of requests for this very key.
                 if let Lookup::Hit(dek) = self.area.cache().lookup(&digest, monotonic_ms()) {
                     self.complete(slot, ticket, &Response::Unwrapped { dek });
                     return;
                 }
-                (Op::Unwrap { context, wrapped: WrappedDek(wrapped) }, Some(digest))
+                let stored = StoredDek { wrapped: WrappedDek(wrapped), key_id };
+                (Op::Unwrap { context, stored }, Some(digest))
             }
             Ok(Request::Describe) => (Op::Describe, None),
             Err(malformed) => {
@@ -322,6 +323,8 @@ impl Worker {
         stats.retries.store(status.retries, Relaxed);
         stats.coalesced.store(status.coalesced, Relaxed);
         stats.in_flight.store(status.in_flight as u64, Relaxed);
+        stats.refused.store(status.refused, Relaxed);
+        stats.breaker.store(status.breaker_opened << 1 | u64::from(status.breaker_open), Relaxed);
         stats.provider.store(if status.provider_error.is_none() { 1 } else { 2 }, Relaxed);
         // A provider that cannot be opened fails every request without a call of its own.
         let last = match (&status.provider_error, &status.last_error) {

@@ -117,7 +117,7 @@ impl Opener {
     /// The DEK through the key service. May take seconds: look the version up again afterwards.
     pub fn fetch(sealed: &Sealed) -> Result<Self> {
         let vault = vault()?;
-        Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped)? })
+        Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped, &sealed.key_id)? })
     }
 
     /// Takes the version's DEK out of the cache, now. Of the vault it was fetched for: that one may be gone too.

@@ -58,6 +58,7 @@ fn worker(area: &Area) -> serde_json::Value {
 fn kms(area: &Area) -> serde_json::Value {
     let stats = &area.header.stats;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
+    let breaker = count(&stats.breaker);
     let last_error = u8::try_from(stats.last_error_kind.load(Relaxed))
         .ok()
         .and_then(ErrorKind::from_u8)
@@ -70,6 +71,9 @@ fn kms(area: &Area) -> serde_json::Value {
         "retries": count(&stats.retries),
         "coalesced": count(&stats.coalesced),
         "in_flight": count(&stats.in_flight),
+        "breaker": if breaker & 1 == 1 { "open" } else { "closed" },
+        "breaker_opened": breaker >> 1,
+        "refused_by_breaker": count(&stats.refused),
         "last_error": last_error,
         "last_error_at_unix": last_error.map(|_| count(&stats.last_error_at)),
     })

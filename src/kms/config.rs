@@ -2,15 +2,13 @@
 //!
 //! Made by the worker's main thread from GUCs, at start and after each SIGHUP. The trap it avoids: settings read
 //! where they are used, so that a reload changes half of a request. A configuration is one value, swapped whole.
-//!
-//! The seat of the `aws` provider: a variant `Aws(AwsConfig)` of [`ProviderConfig`], which replaces
-//! [`ProviderConfig::Aws`], and one arm in [`ProviderConfig::open`].
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::aws::AwsProvider;
 use crate::error::KmsError;
 use crate::local::LocalProvider;
 use crate::provider::KeyProvider;
@@ -55,11 +53,24 @@ pub struct LocalConfig {
     pub data_directory: PathBuf,
 }
 
+/// The `aws` provider's settings. Credentials are none of them: the SDK's standard chain finds those.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AwsConfig {
+    /// `hyperion_vault.kms_key_id`: id, ARN or alias of the key for new data keys.
+    pub key_id: String,
+    /// `hyperion_vault.kms_region`; without it the region in `key_id`, else the chain's.
+    pub region: Option<String>,
+    /// `hyperion_vault.kms_endpoint_url`; without it the region's own.
+    pub endpoint_url: Option<String>,
+    /// `hyperion_vault.aws_profile`: the profile of the shared configuration files to use.
+    pub profile: Option<String>,
+}
+
 /// A key service and all it needs to be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProviderConfig {
-    /// AWS KMS; not built into this version.
-    Aws,
+    /// AWS KMS.
+    Aws(AwsConfig),
     /// A key file on this machine.
     Local(LocalConfig),
 }
@@ -68,7 +79,7 @@ impl ProviderConfig {
     /// Its mode.
     pub fn mode(&self) -> KmsMode {
         match self {
-            Self::Aws => KmsMode::Aws,
+            Self::Aws(_) => KmsMode::Aws,
             Self::Local(_) => KmsMode::Local,
         }
     }
@@ -76,8 +87,7 @@ impl ProviderConfig {
     /// Opens the provider. Reads local files, so it takes milliseconds; talks to no network.
     pub fn open(&self) -> Result<Arc<dyn KeyProvider>, KmsError> {
         match self {
-            Self::Aws => Err(KmsError::misconfigured("kms_mode aws is not built into this version")
-                .with_hint("Set hyperion_vault.kms_mode to local and hyperion_vault.local_master_key_file.")),
+            Self::Aws(config) => Ok(Arc::new(AwsProvider::open(config)?)),
             Self::Local(config) => Ok(Arc::new(LocalProvider::open(config)?)),
         }
     }
@@ -137,10 +147,21 @@ mod tests {
     }
 
     #[test]
-    fn aws_says_that_it_is_not_there() {
-        let error = ProviderConfig::Aws.open().err().unwrap();
-        assert_eq!(error.kind, ErrorKind::Misconfigured);
-        assert_eq!(error.message, "kms_mode aws is not built into this version");
-        assert!(error.hint.unwrap().contains("local"));
+    fn aws_wants_a_key_and_an_endpoint_it_may_use() {
+        let open = |key_id: &str, endpoint_url: Option<&str>| {
+            let endpoint_url = endpoint_url.map(str::to_owned);
+            ProviderConfig::Aws(AwsConfig { key_id: key_id.into(), endpoint_url, ..AwsConfig::default() })
+                .open()
+        };
+        for (key_id, endpoint, said) in [
+            ("", None, "kms_key_id is not set"),
+            ("a key", None, "not a KMS key"),
+            ("alias/main", Some("http://kms.example.com"), "without TLS"),
+        ] {
+            let error = open(key_id, endpoint).err().unwrap();
+            assert_eq!(error.kind, ErrorKind::Misconfigured);
+            assert!(error.message.contains(said) && error.hint.is_some(), "{error:?}");
+        }
+        assert_eq!(open("alias/main", Some("http://127.0.0.1:1")).unwrap().name(), "aws");
     }
 }

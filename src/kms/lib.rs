@@ -4,7 +4,7 @@
 //! ```text
 //!  main thread of the kms worker                   tokio threads "hv-kms"
 //!  request slots ── Service::submit / cancel ──▶ flights: single flight, FIFO admission, deadline, retry
-//!                ◀─ Service::try_recv, wake ────            └──▶ KeyProvider: local | (aws)
+//!                ◀─ Service::try_recv, wake ────            └──▶ KeyProvider: local | aws
 //! ```
 //!
 //! Everything here runs inside the `hyperion_vault kms` background worker. The trap it avoids: PostgreSQL's
@@ -12,11 +12,12 @@
 //! this crate does not know PostgreSQL at all: jobs come in by value, completions go out through a channel and a
 //! wake callback, and what the main thread calls never waits for a key service.
 //!
-//! One file per provider. [`local`] is the development and air-gapped one; the seat of `aws` is
-//! [`ProviderConfig`] in `config.rs`.
+//! One file or directory per provider: [`aws`], and [`local`] for development and air-gapped machines.
 
 #![forbid(unsafe_code)]
 
+pub mod aws;
+mod breaker;
 mod config;
 mod error;
 mod flights;
@@ -30,9 +31,10 @@ mod task;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use config::{KmsMode, Limits, LocalConfig, ProviderConfig, ServiceConfig};
+pub use aws::AwsProvider;
+pub use config::{AwsConfig, KmsMode, Limits, LocalConfig, ProviderConfig, ServiceConfig};
 pub use error::{ErrorKind, KmsError};
 pub use local::LocalProvider;
-pub use provider::{BoxFuture, GeneratedDek, KeyDescription, KeyProvider, WrappedDek};
+pub use provider::{BoxFuture, GeneratedDek, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek};
 pub use service::{Completion, Job, Op, Outcome, Service, THREAD_NAME, THREADS, Wake};
 pub use status::{LastError, Status};

@@ -21,7 +21,9 @@ use hyperion_vault_core::envelope::{
 use crate::config::{KmsMode, LocalConfig};
 use crate::error::{ErrorKind, KmsError};
 use crate::keyfile;
-use crate::provider::{BoxFuture, GeneratedDek, KeyDescription, KeyProvider, WrappedDek};
+use crate::provider::{
+    BoxFuture, GeneratedDek, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
+};
 
 const FORMAT: u8 = 1;
 const TAG: u8 = b'L';
@@ -55,18 +57,19 @@ impl LocalProvider {
 
     fn generate(&self, context: &DekContext) -> Result<GeneratedDek, KmsError> {
         let dek = Box::new(Dek::generate().map_err(cannot_wrap)?);
-        let sealed = envelope::wrap_dek(&self.master, context, &dek).map_err(cannot_wrap)?;
+        let (wrapped, by) = self.wrap(context, &dek)?;
+        Ok(GeneratedDek { dek, wrapped, by })
+    }
+
+    fn wrap(&self, context: &DekContext, dek: &Dek) -> Result<(WrappedDek, WrappedBy), KmsError> {
+        let sealed = envelope::wrap_dek(&self.master, context, dek).map_err(cannot_wrap)?;
         let mut wrapped = Vec::with_capacity(WRAPPED_LEN);
         wrapped.extend_from_slice(&[FORMAT, TAG]);
         wrapped.extend_from_slice(&self.fingerprint);
         wrapped.extend_from_slice(&sealed);
-        Ok(GeneratedDek {
-            dek,
-            wrapped: WrappedDek(wrapped),
-            key_id: self.key_id(),
-            // The fingerprint is the material: another file is another key id.
-            key_material_id: None,
-        })
+        // The fingerprint is the material: another file is another key id.
+        let by = WrappedBy { key_id: self.key_id(), key_material_id: None };
+        Ok((WrappedDek(wrapped), by))
     }
 
     fn unwrap(&self, context: &DekContext, wrapped: &[u8]) -> Result<Box<Dek>, KmsError> {
@@ -107,9 +110,26 @@ impl KeyProvider for LocalProvider {
     fn unwrap_dek<'a>(
         &'a self,
         context: &'a DekContext,
-        wrapped: &'a [u8],
+        stored: &'a StoredDek,
     ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>> {
-        Box::pin(async move { self.unwrap(context, wrapped) })
+        Box::pin(async move { self.unwrap(context, stored.wrapped.as_bytes()) })
+    }
+
+    fn wrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(async move { self.wrap(context, dek) })
+    }
+
+    /// With one key there is nothing to wrap under another: this only makes sure that it opens.
+    fn rewrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        stored: &'a StoredDek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(async move { self.wrap(context, &*self.unwrap(context, stored.wrapped.as_bytes())?) })
     }
 
     fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>> {
@@ -152,8 +172,8 @@ mod tests {
         let made = local.generate(&PLACE).unwrap();
         assert_eq!(made.wrapped.0.len(), WRAPPED_LEN);
         assert_eq!(made.wrapped.0[..2], [1, b'L']);
-        assert_eq!(made.key_id, format!("local:{}", hex(&made.wrapped.0[2..10])));
-        assert_eq!(made.key_id.len(), "local:".len() + 16);
+        assert_eq!(made.by.key_id, format!("local:{}", hex(&made.wrapped.0[2..10])));
+        assert_eq!(made.by.key_id.len(), "local:".len() + 16);
         assert!(!made.wrapped.0.windows(32).any(|window| window == made.dek.as_bytes()));
         let opened = local.unwrap(&PLACE, &made.wrapped.0).unwrap();
         assert_eq!(opened.as_bytes(), made.dek.as_bytes());

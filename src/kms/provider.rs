@@ -16,7 +16,7 @@ use crate::error::KmsError;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A key service. Errors say by their kind whether a retry makes sense; retrying is the caller's task, never the
-/// provider's, so that one budget and one backoff hold for all.
+/// provider's, so that one budget and one backoff hold for all (a provider may load credentials anew and ask once more).
 pub trait KeyProvider: Send + Sync {
     /// The `hyperion_vault.kms_mode` that selects it.
     fn name(&self) -> &'static str;
@@ -24,12 +24,26 @@ pub trait KeyProvider: Send + Sync {
     /// Makes a DEK and wraps it for this place.
     fn generate_dek<'a>(&'a self, context: &'a DekContext) -> BoxFuture<'a, Result<GeneratedDek, KmsError>>;
 
-    /// Unwraps a DEK, if it was wrapped for this place by this key service.
+    /// Unwraps a DEK, if it was wrapped for this place by this key service under the key that the row names.
     fn unwrap_dek<'a>(
         &'a self,
         context: &'a DekContext,
-        wrapped: &'a [u8],
+        stored: &'a StoredDek,
     ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>>;
+
+    /// Wraps a key that exists already for this place.
+    fn wrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>>;
+
+    /// Wraps a stored DEK anew, under the key and key material that wrap now; the DEK stays what it is.
+    fn rewrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        stored: &'a StoredDek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>>;
 
     /// The key that wraps now. Also the cheapest question that shows whether the service answers.
     fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>>;
@@ -52,6 +66,25 @@ impl fmt::Debug for WrappedDek {
     }
 }
 
+/// A wrapped DEK as a row keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StoredDek {
+    /// The opaque bytes.
+    pub wrapped: WrappedDek,
+    /// The row's word for the key that wrapped it, see [`WrappedBy::key_id`]. Not authenticated by itself: a provider
+    /// that relies on it has the service check that key and bytes belong together.
+    pub key_id: String,
+}
+
+/// Which key wrapped a DEK, for the row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedBy {
+    /// The wrapping key: `local:<fingerprint>` or a key ARN.
+    pub key_id: String,
+    /// Which material of that key, where the service rotates material under one id.
+    pub key_material_id: Option<String>,
+}
+
 /// A fresh DEK and what has to be stored with what it seals.
 ///
 /// The DEK is boxed because results travel through futures and a channel: moving the box moves a pointer, where
@@ -62,18 +95,16 @@ pub struct GeneratedDek {
     pub dek: Box<Dek>,
     /// For the row.
     pub wrapped: WrappedDek,
-    /// The wrapping key: `local:<fingerprint>` or a key ARN.
-    pub key_id: String,
-    /// Which material of that key, where the service rotates material under one id.
-    pub key_material_id: Option<String>,
+    /// For the row.
+    pub by: WrappedBy,
 }
 
 /// The wrapping key as the service describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyDescription {
-    /// As in [`GeneratedDek::key_id`].
+    /// As in [`WrappedBy::key_id`].
     pub key_id: String,
-    /// As in [`GeneratedDek::key_material_id`].
+    /// As in [`WrappedBy::key_material_id`].
     pub key_material_id: Option<String>,
     /// Whether it can wrap and unwrap now.
     pub enabled: bool,

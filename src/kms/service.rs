@@ -6,8 +6,8 @@
 //!
 //! The traps it avoids. *Signals*: a thread that does not block them may run PostgreSQL's handlers, which belong
 //! to the main thread. So the caller blocks all signals around `start` and restores them after; all threads are
-//! spawned in there and inherit the mask, and nothing here starts another later (no blocking pool; a provider that
-//! needs one spawns from a tokio thread, whose mask is inherited again). *Forks*: `start` belongs into the worker
+//! spawned in there and inherit the mask, and nothing here starts another later (the blocking pool's threads are
+//! spawned by a provider from a tokio thread, whose mask is inherited again). *Forks*: `start` belongs into the worker
 //! process, never into the postmaster.
 
 use std::collections::HashMap;
@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 use hyperion_vault_core::envelope::{Dek, DekContext};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::breaker::Breaker;
 use crate::config::{Limits, ServiceConfig};
 use crate::error::{ErrorKind, KmsError};
 use crate::flights::Flights;
-use crate::provider::{GeneratedDek, KeyDescription, KeyProvider, WrappedDek};
+use crate::provider::{GeneratedDek, KeyDescription, KeyProvider, StoredDek};
 use crate::status::Status;
 use crate::task::{Shared, State};
 
@@ -49,7 +50,7 @@ pub enum Op {
         /// Where it belongs.
         context: DekContext,
         /// As stored.
-        wrapped: WrappedDek,
+        stored: StoredDek,
     },
     /// Describe the wrapping key.
     Describe,
@@ -103,8 +104,9 @@ impl Service {
     pub fn start(config: &ServiceConfig, wake: Wake) -> Result<Self, KmsError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
-            // The least tokio accepts. Nothing uses the pool.
-            .max_blocking_threads(1)
+            // For the aws provider's name look-ups and credential files. Four, so that a name server that does not
+            // answer does not hold up the files.
+            .max_blocking_threads(4)
             .thread_name(THREAD_NAME)
             .enable_all()
             .build()
@@ -129,6 +131,7 @@ impl Service {
             generation: 0,
             limits,
             counters: Status::default(),
+            breaker: Breaker::default(),
             closed: false,
         };
         let shared =

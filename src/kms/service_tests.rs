@@ -12,9 +12,12 @@ use std::thread;
 use hyperion_vault_core::envelope::Id;
 
 use super::*;
-use crate::config::{LocalConfig, ProviderConfig};
-use crate::provider::BoxFuture;
+use crate::config::{AwsConfig, LocalConfig, ProviderConfig};
+use crate::provider::{BoxFuture, WrappedBy, WrappedDek};
 use crate::testing::{Faults, FaultyProvider};
+
+#[path = "outage_tests.rs"]
+mod outage;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: Limits =
@@ -29,7 +32,15 @@ fn place(n: u8) -> DekContext {
 }
 
 fn unwrap(n: u8) -> Op {
-    Op::Unwrap { context: place(n), wrapped: WrappedDek(vec![n; 8]) }
+    Op::Unwrap { context: place(n), stored: stored(&[n; 8]) }
+}
+
+fn stored(wrapped: &[u8]) -> StoredDek {
+    StoredDek { wrapped: WrappedDek(wrapped.to_vec()), key_id: "probe".into() }
+}
+
+fn by_probe() -> WrappedBy {
+    WrappedBy { key_id: "probe".into(), key_material_id: None }
 }
 
 /// Answers with a DEK of the version's byte, after a while; notes what happened.
@@ -92,21 +103,32 @@ impl KeyProvider for Probe {
 
     fn generate_dek<'a>(&'a self, context: &'a DekContext) -> BoxFuture<'a, Result<GeneratedDek, KmsError>> {
         Box::pin(async move {
-            Ok(GeneratedDek {
-                dek: self.visit(context).await,
-                wrapped: WrappedDek(vec![1]),
-                key_id: "probe".to_owned(),
-                key_material_id: None,
-            })
+            Ok(GeneratedDek { dek: self.visit(context).await, wrapped: WrappedDek(vec![1]), by: by_probe() })
         })
     }
 
     fn unwrap_dek<'a>(
         &'a self,
         context: &'a DekContext,
-        _: &'a [u8],
+        _: &'a StoredDek,
     ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>> {
         Box::pin(async move { Ok(self.visit(context).await) })
+    }
+
+    fn wrap_dek<'a>(
+        &'a self,
+        _: &'a DekContext,
+        _: &'a Dek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(async { Ok((WrappedDek(vec![1]), by_probe())) })
+    }
+
+    fn rewrap_dek<'a>(
+        &'a self,
+        _: &'a DekContext,
+        stored: &'a StoredDek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(async { Ok((stored.wrapped.clone(), by_probe())) })
     }
 
     fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>> {
@@ -231,7 +253,7 @@ fn the_local_provider_through_the_service() {
     let rig = Rig::started(&config);
     rig.submit(1, Op::Generate(place(1)));
     let Ok(Outcome::Generated(made)) = rig.next().result else { panic!() };
-    let op = |n, wrapped: &[u8]| Op::Unwrap { context: place(n), wrapped: WrappedDek(wrapped.to_vec()) };
+    let op = |n, wrapped: &[u8]| Op::Unwrap { context: place(n), stored: stored(wrapped) };
     rig.submit(2, op(1, made.wrapped.as_bytes()));
     rig.submit(3, op(2, made.wrapped.as_bytes()));
     rig.submit(4, op(1, b""));
@@ -241,7 +263,7 @@ fn the_local_provider_through_the_service() {
     assert_eq!(results[&3].as_ref().unwrap_err().kind, ErrorKind::Unauthenticated);
     assert_eq!(results[&4].as_ref().unwrap_err().kind, ErrorKind::Unauthenticated);
     let Ok(Outcome::Described(description)) = &results[&5] else { panic!() };
-    assert_eq!(description.key_id, made.key_id);
+    assert_eq!(description.key_id, made.by.key_id);
     let status = rig.service.status();
     assert_eq!((status.provider, status.calls, status.failures, status.retries), (Some("local"), 5, 2, 0));
     rig.assert_idle();
@@ -279,10 +301,10 @@ fn a_shared_failure_reaches_every_waiter() {
 fn other_questions_do_not_share() {
     let probe = Probe::slow(ms(100));
     let rig = Rig::new(probe.clone(), LIMITS);
-    let same_bytes = |n| Op::Unwrap { context: place(n), wrapped: WrappedDek(vec![9]) };
+    let same_bytes = |n| Op::Unwrap { context: place(n), stored: stored(&[9]) };
     rig.submit(1, same_bytes(1));
     rig.submit(2, same_bytes(2));
-    rig.submit(3, Op::Unwrap { context: place(1), wrapped: WrappedDek(vec![9, 9]) });
+    rig.submit(3, Op::Unwrap { context: place(1), stored: stored(&[9, 9]) });
     rig.submit(4, Op::Generate(place(1)));
     rig.submit(5, Op::Generate(place(1)));
     let results = rig.take(5);
@@ -457,12 +479,32 @@ impl KeyProvider for Rude {
         panic!("no future");
     }
 
-    fn unwrap_dek<'a>(&'a self, _: &'a DekContext, _: &'a [u8]) -> BoxFuture<'a, Result<Box<Dek>, KmsError>> {
+    fn unwrap_dek<'a>(
+        &'a self,
+        _: &'a DekContext,
+        _: &'a StoredDek,
+    ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>> {
         let bomb = self.on_drop.then_some(Bomb);
         Box::pin(async move {
             let _bomb = bomb;
             pending().await
         })
+    }
+
+    fn wrap_dek<'a>(
+        &'a self,
+        _: &'a DekContext,
+        _: &'a Dek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(pending())
+    }
+
+    fn rewrap_dek<'a>(
+        &'a self,
+        _: &'a DekContext,
+        _: &'a StoredDek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(pending())
     }
 
     fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>> {
@@ -572,7 +614,7 @@ fn a_reload_swaps_the_key_and_drops_nothing() {
     let rig = Rig::started(&old);
     rig.submit(0, Op::Generate(place(1)));
     let Ok(Outcome::Generated(made)) = rig.next().result else { panic!() };
-    let op = || Op::Unwrap { context: place(1), wrapped: made.wrapped.clone() };
+    let op = || Op::Unwrap { context: place(1), stored: stored(made.wrapped.as_bytes()) };
     rig.service.reconfigure(&slow).unwrap();
     rig.submit(1, op());
     rig.service.reconfigure(&new).unwrap();
@@ -589,7 +631,7 @@ fn a_reload_swaps_the_key_and_drops_nothing() {
 fn a_reload_to_what_cannot_work_refuses_until_repaired() {
     let dir = tempfile::tempdir().unwrap();
     let good = key_file(dir.path(), "key", 7);
-    let bad = ServiceConfig { provider: ProviderConfig::Aws, ..good.clone() };
+    let bad = ServiceConfig { provider: ProviderConfig::Aws(AwsConfig::default()), ..good.clone() };
     // A worker that starts without a usable provider lives, and says why.
     let rig = Rig::started(&bad);
     rig.submit(1, Op::Describe);
@@ -666,7 +708,8 @@ fn a_blocking_provider_stops_neither_the_others_nor_shutdown() {
 #[test]
 fn every_job_is_answered_once_under_stress() {
     let rig = Rig::faulty(
-        "delay_ms=2,fail=unreachable,times=200,panic=20",
+        // So few failures that they are over before the breaker would open: here everything has to take its turn.
+        "delay_ms=2,fail=unreachable,times=20,panic=20",
         Limits { max_in_flight: 4, max_retries: 2, ..LIMITS },
     );
     let mut cancelled = 0;

@@ -35,6 +35,12 @@ pub struct Status {
     pub timed_out: u64,
     /// Jobs withdrawn by their caller.
     pub cancelled: u64,
+    /// Jobs answered by the open breaker, without a call.
+    pub refused: u64,
+    /// Whether callers are refused at once because the key service has not answered for a while.
+    pub breaker_open: bool,
+    /// How often that began.
+    pub breaker_opened: u64,
     /// Calls running now.
     pub in_flight: usize,
     /// Calls waiting for a place now.

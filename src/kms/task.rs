@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time;
 
+use crate::breaker::{self, Breaker};
 use crate::config::Limits;
 use crate::error::{ErrorKind, KmsError};
 use crate::flights::{FlightId, Flights, Joined};
@@ -37,6 +38,8 @@ type FlightKey = Arc<(u64, Op)>;
 pub(crate) struct TaskSide {
     changed: Arc<Notify>,
     last_error: Option<KmsError>,
+    /// Whether the provider is being asked right now; between attempts an open breaker ends the flight.
+    attempting: bool,
 }
 
 /// Everything under the lock.
@@ -47,6 +50,7 @@ pub(crate) struct State {
     pub(crate) generation: u64,
     pub(crate) limits: Limits,
     pub(crate) counters: Status,
+    pub(crate) breaker: Breaker,
     pub(crate) closed: bool,
 }
 
@@ -87,6 +91,10 @@ impl Shared {
             state.tell(id);
         }
         let provider = state.provider.clone()?;
+        if let Some(error) = state.breaker.refusal(Instant::now()) {
+            state.counters.refused += 1;
+            return Err(error);
+        }
         if state.flights.jobs() >= state.limits.max_jobs {
             return Err(KmsError::new(ErrorKind::Overloaded, "too many requests wait for the key service")
                 .with_detail(format!("The limit is {}.", state.limits.max_jobs))
@@ -103,12 +111,14 @@ impl Shared {
             }
             Joined::New(id) => {
                 let changed = Arc::new(Notify::new());
-                state.tasks.insert(id, TaskSide { changed: Arc::clone(&changed), last_error: None });
+                let task = TaskSide { changed: Arc::clone(&changed), last_error: None, attempting: false };
+                state.tasks.insert(id, task);
                 state.admit();
                 let boarding = Boarding { shared: Arc::clone(shared), id };
-                let limits = state.limits;
+                let (limits, generation) = (state.limits, state.generation);
                 drop(state);
-                runtime.spawn(fly(boarding, changed, Call { provider, op: job.op, limits }));
+                let call = Arc::new(Call { provider, op: job.op, limits, generation });
+                runtime.spawn(fly(boarding, changed, call));
             }
         }
         Ok(())
@@ -133,6 +143,7 @@ impl Shared {
         let mut state = self.lock();
         state.provider = provider;
         state.generation += 1;
+        state.breaker.reset();
         state.limits = limits;
         state.flights.set_limit(limits.max_in_flight);
         state.admit();
@@ -149,6 +160,8 @@ impl Shared {
             in_flight,
             queued,
             jobs: state.flights.jobs(),
+            breaker_open: state.breaker.is_open(),
+            breaker_opened: state.breaker.opened(),
             ..state.counters.clone()
         }
     }
@@ -217,25 +230,19 @@ impl Shared {
         self.deliver(left, Err(error));
     }
 
-    fn begin_attempt(&self, repeated: bool) {
+    /// What to tell a flight's waiters instead of asking (again): the breaker is open, and no attempt is under way.
+    fn refusal(&self, id: FlightId) -> Option<KmsError> {
         let mut state = self.lock();
-        state.counters.calls += 1;
-        state.counters.retries += u64::from(repeated);
+        let attempting = state.tasks.get(&id).is_some_and(|task| task.attempting);
+        let refusal = state.breaker.refusal(Instant::now()).filter(|_| !attempting)?;
+        state.counters.refused += 1;
+        Some(refusal)
     }
 
-    fn end_attempt(&self, id: FlightId, error: Option<&KmsError>) {
-        let mut state = self.lock();
-        let at = SystemTime::now();
-        match error {
-            None => state.counters.last_success_at = Some(at),
-            Some(error) => {
-                state.counters.failures += 1;
-                state.counters.last_error = Some(LastError { error: error.clone(), at });
-                if let Some(task) = state.tasks.get_mut(&id) {
-                    task.last_error = Some(error.clone());
-                }
-            }
-        }
+    /// Whether the `opened`th opening of this generation's breaker still lasts.
+    fn is_open(&self, generation: u64, opened: u64) -> bool {
+        let state = self.lock();
+        (state.generation, state.breaker.opened()) == (generation, opened) && state.breaker.is_open()
     }
 
     /// How long somebody will still wait for this flight.
@@ -268,14 +275,16 @@ struct Call {
     provider: Arc<dyn KeyProvider>,
     op: Op,
     limits: Limits,
+    /// The provider's. What a replaced one answers says nothing about its successor.
+    generation: u64,
 }
 
 impl Call {
-    async fn attempt(&self) -> Result<Outcome, KmsError> {
+    async fn ask(&self) -> Result<Outcome, KmsError> {
         match &self.op {
             Op::Generate(context) => self.provider.generate_dek(context).await.map(Outcome::Generated),
-            Op::Unwrap { context, wrapped } => {
-                self.provider.unwrap_dek(context, wrapped.as_bytes()).await.map(Outcome::Unwrapped)
+            Op::Unwrap { context, stored } => {
+                self.provider.unwrap_dek(context, stored).await.map(Outcome::Unwrapped)
             }
             Op::Describe => self.provider.describe().await.map(Outcome::Described),
         }
@@ -283,11 +292,14 @@ impl Call {
 }
 
 /// The task of one flight: waits for its place, makes the call, minds the deadlines.
-async fn fly(boarding: Boarding, changed: Arc<Notify>, call: Call) {
+async fn fly(boarding: Boarding, changed: Arc<Notify>, call: Arc<Call>) {
     // Dropped before `boarding`: the place is free only when the call is really gone.
     let mut attempts: Option<Pin<Box<_>>> = None;
     loop {
         let Some((next_deadline, running)) = boarding.shared.check(boarding.id) else { return };
+        if let Some(error) = boarding.shared.refusal(boarding.id) {
+            return boarding.shared.settle(boarding.id, Err(error));
+        }
         if running && attempts.is_none() {
             attempts = Some(Box::pin(make_attempts(&boarding.shared, boarding.id, &call)));
         }
@@ -308,28 +320,120 @@ async fn fly(boarding: Boarding, changed: Arc<Notify>, call: Call) {
 }
 
 /// Asks until there is an answer, an error that no repetition cures, or nobody who waits long enough.
-async fn make_attempts(shared: &Shared, id: FlightId, call: &Call) -> Result<Outcome, KmsError> {
+async fn make_attempts(shared: &Arc<Shared>, id: FlightId, call: &Arc<Call>) -> Result<Outcome, KmsError> {
     let mut failed = 0;
     loop {
-        shared.begin_attempt(failed > 0);
-        let error = match time::timeout(call.limits.attempt_timeout, Caught(Box::pin(call.attempt()))).await {
-            Ok(Ok(outcome)) => {
-                shared.end_attempt(id, None);
-                return Ok(outcome);
-            }
-            Ok(Err(error)) => error,
-            Err(_) => no_answer().with_detail(format!(
-                "It was given {} ms for one attempt.",
-                call.limits.attempt_timeout.as_millis()
-            )),
+        let error = match Attempt::make(shared, Some(id), call, failed > 0).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
         };
-        shared.end_attempt(id, Some(&error));
         failed += 1;
         let remaining = shared.remaining(id);
         match retry::next_delay(error.kind, failed, call.limits.max_retries, remaining, retry::random()) {
             Some(delay) => time::sleep(delay).await,
             None if failed > 1 => return Err(error.with_detail(format!("Gave up after {failed} attempts."))),
             None => return Err(error),
+        }
+    }
+}
+
+/// Asks a key service that has not answered, until it does. Holds no place and answers nobody.
+async fn probe(shared: Arc<Shared>, call: Arc<Call>, opened: u64) {
+    let (mut pause, longest) = breaker::PROBE;
+    loop {
+        time::sleep(pause).await;
+        if !shared.is_open(call.generation, opened) {
+            return;
+        }
+        // Its result is wiped unseen; that there is one closes the breaker.
+        drop(Attempt::make(&shared, None, &call, true).await);
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// One attempt under way: counted when it begins, and when it ends, however it ends.
+struct Attempt<'a> {
+    shared: &'a Arc<Shared>,
+    id: Option<FlightId>,
+    call: &'a Arc<Call>,
+    began: Instant,
+    ended: bool,
+}
+
+impl<'a> Attempt<'a> {
+    async fn make(
+        shared: &'a Arc<Shared>,
+        id: Option<FlightId>,
+        call: &'a Arc<Call>,
+        repeated: bool,
+    ) -> Result<Outcome, KmsError> {
+        let mut attempt = Self::begin(shared, id, call, repeated);
+        let asked = time::timeout(call.limits.attempt_timeout, Caught(Box::pin(call.ask()))).await;
+        let result = asked.unwrap_or_else(|_| {
+            Err(no_answer().with_detail(format!(
+                "It was given {} ms for one attempt.",
+                call.limits.attempt_timeout.as_millis()
+            )))
+        });
+        attempt.ended = true;
+        attempt.end(result.as_ref().err());
+        result
+    }
+
+    fn begin(shared: &'a Arc<Shared>, id: Option<FlightId>, call: &'a Arc<Call>, repeated: bool) -> Self {
+        let mut state = shared.lock();
+        state.counters.calls += 1;
+        state.counters.retries += u64::from(repeated);
+        if let Some(task) = id.and_then(|id| state.tasks.get_mut(&id)) {
+            task.attempting = true;
+        }
+        drop(state);
+        Self { shared, id, call, began: Instant::now(), ended: false }
+    }
+
+    fn end(&self, error: Option<&KmsError>) {
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        if let Some(task) = self.id.and_then(|id| state.tasks.get_mut(&id)) {
+            task.attempting = false;
+            if let Some(error) = error {
+                task.last_error = Some(error.clone());
+            }
+        }
+        let at = SystemTime::now();
+        match error {
+            None => state.counters.last_success_at = Some(at),
+            Some(error) => {
+                state.counters.failures += 1;
+                state.counters.last_error = Some(LastError { error: error.clone(), at });
+            }
+        }
+        if state.generation != self.call.generation || state.closed {
+            return;
+        }
+        match error {
+            None => state.breaker.answered(),
+            Some(error) if state.breaker.failed(error, Instant::now()) => {
+                let opened = state.breaker.opened();
+                // Whoever waits for a place or for his next attempt is answered now.
+                for task in state.tasks.values() {
+                    task.changed.notify_one();
+                }
+                drop(guard);
+                // An attempt ends on a tokio thread, or with the runtime itself: then there is nobody to tell.
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn(probe(Arc::clone(self.shared), Arc::clone(self.call), opened));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.ended && self.began.elapsed() >= breaker::OVERDUE {
+            self.end(Some(&no_answer().with_detail("Nobody waited any longer.")));
         }
     }
 }

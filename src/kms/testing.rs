@@ -14,13 +14,16 @@
 //! not spoiled.
 
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use hyperion_vault_core::envelope::{Dek, DekContext};
 
 use crate::error::{ErrorKind, KmsError};
-use crate::provider::{BoxFuture, GeneratedDek, KeyDescription, KeyProvider};
+use crate::provider::{
+    BoxFuture, GeneratedDek, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
+};
 
 /// "All calls": more than any test makes.
 const ALL: u32 = u32::MAX;
@@ -95,28 +98,58 @@ fn bad(item: &str) -> KmsError {
     KmsError::misconfigured("invalid fault list").with_detail(format!("Cannot use \"{item}\"."))
 }
 
+/// A key service that is away from `begin` to `end`. Clones are one outage.
+#[derive(Clone, Debug, Default)]
+pub struct Outage(Arc<AtomicBool>);
+
+impl Outage {
+    /// From now on every call fails as unreachable.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Calls work again.
+    pub fn end(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
+    fn check(&self) -> Result<(), KmsError> {
+        let away = self.0.load(Ordering::SeqCst);
+        if away { Err(KmsError::new(ErrorKind::Unreachable, "injected outage")) } else { Ok(()) }
+    }
+}
+
 /// Decorates a provider with [`Faults`]. Counts start anew with each one, so with each reload.
 pub struct FaultyProvider<P: ?Sized> {
     faults: Faults,
     failures_left: AtomicU32,
     panics_left: AtomicU32,
     hangs_left: AtomicU32,
-    inner: std::sync::Arc<P>,
+    outage: Outage,
+    inner: Arc<P>,
 }
 
 impl<P: KeyProvider + ?Sized> FaultyProvider<P> {
     /// Spoils calls to `inner`.
-    pub fn new(inner: std::sync::Arc<P>, faults: Faults) -> Self {
+    pub fn new(inner: Arc<P>, faults: Faults) -> Self {
         Self {
             faults,
             failures_left: AtomicU32::new(faults.fail.map_or(0, |(_, times)| times)),
             panics_left: AtomicU32::new(faults.panics),
             hangs_left: AtomicU32::new(faults.hangs),
+            outage: Outage::default(),
             inner,
         }
     }
 
+    /// Also fails while that outage lasts.
+    pub fn with_outage(mut self, outage: Outage) -> Self {
+        self.outage = outage;
+        self
+    }
+
     async fn spoil(&self) -> Result<(), KmsError> {
+        self.outage.check()?;
         if !self.faults.delay.is_zero() {
             tokio::time::sleep(self.faults.delay).await;
         }
@@ -160,11 +193,33 @@ impl<P: KeyProvider + ?Sized> KeyProvider for FaultyProvider<P> {
     fn unwrap_dek<'a>(
         &'a self,
         context: &'a DekContext,
-        wrapped: &'a [u8],
+        stored: &'a StoredDek,
     ) -> BoxFuture<'a, Result<Box<Dek>, KmsError>> {
         Box::pin(async move {
             self.spoil().await?;
-            self.inner.unwrap_dek(context, wrapped).await
+            self.inner.unwrap_dek(context, stored).await
+        })
+    }
+
+    fn wrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(async move {
+            self.spoil().await?;
+            self.inner.wrap_dek(context, dek).await
+        })
+    }
+
+    fn rewrap_dek<'a>(
+        &'a self,
+        context: &'a DekContext,
+        stored: &'a StoredDek,
+    ) -> BoxFuture<'a, Result<(WrappedDek, WrappedBy), KmsError>> {
+        Box::pin(async move {
+            self.spoil().await?;
+            self.inner.rewrap_dek(context, stored).await
         })
     }
 

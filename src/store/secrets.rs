@@ -26,6 +26,7 @@ mod column {
     pub const FORMAT: i16 = 5;
     pub const WRAPPED_DEK: i16 = 6;
     pub const SEALED: i16 = 7;
+    pub const KMS_KEY_ID: i16 = 8;
     pub const KIND: i16 = 10;
     pub const ALLOWED_IPS: i16 = 17;
     pub const VERSION_CREATED_AT: i16 = 21;
@@ -38,6 +39,8 @@ pub struct Sealed {
     pub version: i32,
     pub format: Format,
     pub wrapped: Vec<u8>,
+    /// The key that wrapped it, for the key service.
+    pub key_id: String,
     pub sealed: Vec<u8>,
     pub created_at: i64,
     /// End of its grace; None for the current version.
@@ -77,6 +80,7 @@ fn read_current(row: &Tuple) -> Option<Result<Current>> {
             version: row.int(column::VERSION)?,
             format: Format::parse(row.text(column::FORMAT)?)?,
             wrapped: row.bytes(column::WRAPPED_DEK)?.to_vec(),
+            key_id: row.text(column::KMS_KEY_ID)?.to_owned(),
             sealed: row.bytes(column::SEALED)?.to_vec(),
             created_at: row.timestamp(column::VERSION_CREATED_AT)?,
             expires_at: None,

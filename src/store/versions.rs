@@ -26,6 +26,7 @@ mod column {
     pub const FORMAT: i16 = 4;
     pub const WRAPPED_DEK: i16 = 5;
     pub const SEALED: i16 = 6;
+    pub const KMS_KEY_ID: i16 = 7;
     pub const CREATED_AT: i16 = 9;
     pub const EXPIRES_AT: i16 = 11;
 }
@@ -37,6 +38,7 @@ fn read(row: &Tuple) -> Option<Sealed> {
         version: row.int(column::VERSION)?,
         format: Format::parse(row.text(column::FORMAT)?)?,
         wrapped: row.bytes(column::WRAPPED_DEK)?.to_vec(),
+        key_id: row.text(column::KMS_KEY_ID)?.to_owned(),
         sealed: row.bytes(column::SEALED)?.to_vec(),
         created_at: row.timestamp(column::CREATED_AT)?,
         expires_at: row.timestamp(column::EXPIRES_AT),

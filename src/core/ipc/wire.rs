@@ -20,13 +20,13 @@ pub const MAX_WRAPPED: usize = 6144;
 
 /// Key ids and key-material ids. An AWS key ARN or alias has at most 2,048 characters, but a DEK, the longest
 /// wrapped key and two ids must fit a slot together; what providers return is below 200.
-const MAX_ID: usize = 960;
+pub(super) const MAX_ID: usize = 960;
 /// Texts of an error, in bytes; longer ones are cut at a character boundary. Chosen so that all three fit a slot.
 const MAX_MESSAGE: usize = 1024;
 const MAX_DETAIL: usize = 4096;
 const MAX_HINT: usize = 1024;
 
-const _: () = assert!(1 + DekContext::LEN + 2 + MAX_WRAPPED <= REQUEST_BYTES);
+const _: () = assert!(1 + DekContext::LEN + 2 + MAX_WRAPPED + 2 + MAX_ID <= REQUEST_BYTES);
 const _: () = assert!(1 + KEY_LEN + 2 + MAX_WRAPPED + 2 * (2 + MAX_ID) <= RESPONSE_BYTES);
 const _: () = assert!(2 + 2 + MAX_MESSAGE + 2 + MAX_DETAIL + 2 + MAX_HINT <= RESPONSE_BYTES);
 
@@ -47,8 +47,9 @@ impl std::error::Error for Malformed {}
 pub enum Request {
     /// A fresh DEK, plain and wrapped for this place.
     GenerateDek { context: DekContext },
-    /// The DEK inside `wrapped` (at most [`MAX_WRAPPED`] bytes), if it was wrapped for this place.
-    UnwrapDek { context: DekContext, wrapped: Vec<u8> },
+    /// The DEK inside `wrapped` (at most [`MAX_WRAPPED`] bytes), if it was wrapped for this place by the key of this
+    /// id (at most [`MAX_ID`] bytes).
+    UnwrapDek { context: DekContext, wrapped: Vec<u8>, key_id: String },
     /// Which provider and key are in use, and whether they answer.
     Describe,
 }
@@ -65,9 +66,10 @@ impl Request {
         out.raw(&[self.tag()]);
         match self {
             Self::GenerateDek { context } => out.raw(&context.to_bytes()),
-            Self::UnwrapDek { context, wrapped } => {
+            Self::UnwrapDek { context, wrapped, key_id } => {
                 out.raw(&context.to_bytes());
                 out.bytes(wrapped, MAX_WRAPPED)?;
+                out.bytes(key_id.as_bytes(), MAX_ID)?;
             }
             Self::Describe => {}
         }
@@ -79,7 +81,11 @@ impl Request {
         let mut input = Reader(bytes);
         let request = match input.array::<1>()? {
             [1] => Self::GenerateDek { context: input.context()? },
-            [2] => Self::UnwrapDek { context: input.context()?, wrapped: input.bytes(MAX_WRAPPED)?.to_vec() },
+            [2] => Self::UnwrapDek {
+                context: input.context()?,
+                wrapped: input.bytes(MAX_WRAPPED)?.to_vec(),
+                key_id: input.string(MAX_ID)?,
+            },
             [3] => Self::Describe,
             _ => return Err(Malformed),
         };

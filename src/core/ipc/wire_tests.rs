@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 
+use super::wire::MAX_ID;
 use super::*;
 use crate::envelope::{Dek, DekContext, Id};
 
@@ -34,12 +35,14 @@ fn parts(response: &Response) -> Vec<Vec<u8>> {
 
 #[test]
 fn the_longest_messages_fit() {
-    let request = Request::UnwrapDek { context: context(1), wrapped: vec![3; MAX_WRAPPED] };
+    let unwrap = |wrapped: usize, id: usize| Request::UnwrapDek {
+        context: context(1),
+        wrapped: vec![3; wrapped],
+        key_id: "k".repeat(id),
+    };
+    let request = unwrap(MAX_WRAPPED, MAX_ID);
     assert_eq!(Request::decode(&request.encode().expect("fits")), Ok(request));
-    assert_eq!(
-        Request::UnwrapDek { context: context(1), wrapped: vec![3; MAX_WRAPPED + 1] }.encode(),
-        Err(Malformed)
-    );
+    assert_eq!(unwrap(MAX_WRAPPED + 1, 1).encode(), Err(Malformed));
     let longest = Response::Dek {
         dek: dek(5),
         wrapped: vec![3; MAX_WRAPPED],
@@ -109,8 +112,9 @@ fn a_wiped_key_is_no_key() {
 fn any_request() -> impl Strategy<Value = Request> {
     prop_oneof![
         any::<u8>().prop_map(|seed| Request::GenerateDek { context: context(seed) }),
-        (any::<u8>(), prop::collection::vec(any::<u8>(), 0..400))
-            .prop_map(|(seed, wrapped)| Request::UnwrapDek { context: context(seed), wrapped }),
+        (any::<u8>(), prop::collection::vec(any::<u8>(), 0..400), ".{0,60}").prop_map(
+            |(seed, wrapped, key_id)| Request::UnwrapDek { context: context(seed), wrapped, key_id }
+        ),
         Just(Request::Describe),
     ]
 }

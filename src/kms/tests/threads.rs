@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hyperion_vault_core::envelope::{DekContext, Id};
 use hyperion_vault_kms::{
-    Job, Limits, Op, ProviderConfig, Service, ServiceConfig, THREAD_NAME, THREADS, WrappedDek,
+    Job, Limits, Op, ProviderConfig, Service, ServiceConfig, StoredDek, THREAD_NAME, THREADS, WrappedDek,
 };
 
 /// Thread id → blocked signals, of the service's threads.
@@ -82,7 +82,10 @@ fn all_threads_exist_after_start_and_block_signals() {
         let deadline = Instant::now() + Duration::from_secs(10);
         let op = match id % 3 {
             0 => Op::Generate(place(id)),
-            1 => Op::Unwrap { context: place(id), wrapped: WrappedDek(vec![id as u8; 83]) },
+            1 => Op::Unwrap {
+                context: place(id),
+                stored: StoredDek { wrapped: WrappedDek(vec![id as u8; 83]), key_id: "local:0".into() },
+            },
             _ => Op::Describe,
         };
         service.submit(Job { id, deadline, op });
