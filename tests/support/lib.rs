@@ -15,6 +15,7 @@ mod conf;
 mod connect;
 mod errors;
 mod faults;
+pub mod kms;
 mod log;
 pub mod memory;
 mod moto;
