@@ -12,7 +12,8 @@ use std::time::Duration;
 use hyperion_vault_core::policy::Allowlist;
 use hyperion_vault_core::secret::InvalidArgument;
 use hyperion_vault_kms::{AwsConfig, Limits, LocalConfig, ProviderConfig, ServiceConfig, aws};
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PgLogLevel, PgSqlErrorCode, PostgresGucEnum};
 
 use crate::pg::guc::{check_hook, define_checked_string, reserve_prefix, with_str};
 
@@ -280,6 +281,27 @@ pub fn define() {
         GucFlags::UNIT_BYTE,
     );
     reserve_prefix(c"hyperion_vault");
+}
+
+/// Variables that carry credentials themselves. Those that say where to get some (profile, role, token file, metadata
+/// service) are not secret.
+const CREDENTIALS: [&str; 2] = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
+/// Says that credentials in the postmaster's environment reach every backend by fork, where a superuser or a function in
+/// an untrusted language reads them. Removing them here would take them from the worker too: it is forked as well.
+pub fn warn_of_inherited_credentials() {
+    let found: Vec<&str> = CREDENTIALS.into_iter().filter(|name| std::env::var_os(name).is_some()).collect();
+    if found.is_empty() || KMS_MODE.get() != KmsMode::Aws {
+        return;
+    }
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "hyperion_vault: AWS credentials in the server's environment are inherited by every process",
+        "",
+    )
+    .set_detail(format!("Found {}.", found.join(", ")))
+    .set_hint("Use an instance or container role, a web identity token file, or hyperion_vault.aws_profile with a credentials file that only the server's user can read.")
+    .report(PgLogLevel::WARNING);
 }
 
 /// Whether `name` is the database the vault lives in.

@@ -40,4 +40,5 @@ pub extern "C-unwind" fn _PG_init() {
     config::define();
     pg::shmem::on_startup(area::create);
     kms_worker::register();
+    config::warn_of_inherited_credentials();
 }
