@@ -2,7 +2,7 @@
 //!
 //! Runs on the tokio threads of the kms worker, under an asynchronous lock: the first call of many makes the session,
 //! the others wait for it. The standard credential chain of the SDK: environment, profile (roles and web identity
-//! included), web identity token, container, instance metadata. Temporary credentials are renewed by the SDK before they
+//! included), web identity token, container, instance metadata; or, if the settings name one, that profile alone. Temporary credentials are renewed by the SDK before they
 //! expire.
 //!
 //! The trap it avoids: a profile file is read once and kept by the SDK, so that credentials replaced in it would be noticed
@@ -11,6 +11,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::retry::RetryConfig;
@@ -102,12 +104,22 @@ impl Sessions {
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
-        if let Some(profile) = profile {
-            loader = loader.profile_name(profile);
-        }
         // The setting, else what the key's ARN says, else whatever the chain finds.
-        if let Some(region) = region.as_ref().or(self.key_region.as_ref()) {
-            loader = loader.region(Region::new(region.clone()));
+        let region = region.as_ref().or(self.key_region.as_ref()).map(|region| Region::new(region.clone()));
+        if let Some(profile) = profile {
+            // A profile that was asked for by name is the only source: in the chain, variables of the environment
+            // would come before it.
+            let provider_config = ProviderConfig::without_region()
+                .with_http_client(self.http.clone())
+                .with_region(region.clone());
+            let credentials = ProfileFileCredentialsProvider::builder()
+                .configure(&provider_config)
+                .profile_name(profile)
+                .build();
+            loader = loader.profile_name(profile).credentials_provider(credentials);
+        }
+        if let Some(region) = region {
+            loader = loader.region(region);
         }
         let shared = loader.load().await;
         let Some(region) = shared.region().map(ToString::to_string) else {
