@@ -3,6 +3,7 @@
 //! Defaults suit tests: fast (no fsync), small, and with all WAL kept, so that a leak scan sees everything that was
 //! ever written. What a test sets itself comes last in the file and so wins.
 
+use crate::aws::AwsAccess;
 use crate::cluster::Cluster;
 use crate::conf::conf_line;
 use crate::postmaster::Postmaster;
@@ -47,6 +48,8 @@ pub struct ClusterBuilder {
     database: String,
     fresh_initdb: bool,
     time_limit: Duration,
+    /// What aws.rs has been asked for.
+    pub(crate) aws: Option<AwsAccess>,
 }
 
 impl ClusterBuilder {
@@ -62,6 +65,7 @@ impl ClusterBuilder {
             fresh_initdb: false,
             // Generous for a loaded CI machine, yet far below any CI job's own limit.
             time_limit: Duration::from_secs(300),
+            aws: None,
         }
     }
 
@@ -156,6 +160,9 @@ impl ClusterBuilder {
                 .expect("cannot make a directory");
         }
         self.write_key(&cluster);
+        if let Some(access) = &self.aws {
+            access.prepare(&mut cluster);
+        }
         self.write_conf(&cluster);
         cluster.start_watchdog(self.time_limit);
 

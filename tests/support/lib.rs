@@ -9,6 +9,7 @@
 //! whose test panicked).
 
 mod ask;
+mod aws;
 mod builder;
 mod cluster;
 mod conf;

@@ -14,6 +14,7 @@ mod install;
 mod isolation;
 mod keyfile;
 mod kms_docs;
+mod kms_fake;
 mod leaks;
 mod moto;
 mod races;

@@ -102,7 +102,8 @@ mod tests {
         let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
         let host = ("host", "example.amazonaws.com");
         let date = ("x-amz-date", "20150830T123600Z");
-        let cases: [(&str, &str, &[(&str, &str)], &str); 4] = [
+        type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+        let cases: [Case; 4] = [
             (
                 "get-vanilla",
                 "GET",

@@ -261,7 +261,7 @@ fn refused_closes_what_is_open_and_comes_back_at_the_same_place() {
     let endpoint = kms.endpoint();
     for _ in 0..20 {
         kms.inject(Fault::Refused);
-        assert_eq!(client.call(Op::Decrypt, decrypt.clone()).is_err(), true);
+        assert!(client.call(Op::Decrypt, decrypt.clone()).is_err());
         let error = Client::new(&kms).call(Op::Decrypt, decrypt.clone()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         assert!(read_response(&mut hung).is_err());
