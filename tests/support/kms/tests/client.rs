@@ -16,6 +16,9 @@ pub struct Client {
     port: u16,
     pub credentials: Credentials,
     pub region: String,
+    pub service: String,
+    /// A header it sends and does not sign.
+    pub unsigned: Option<&'static str>,
     /// When it believes to sign.
     pub clock: Box<dyn Fn() -> SystemTime>,
     stream: Option<TcpStream>,
@@ -35,6 +38,8 @@ impl Client {
             port: kms.port(),
             credentials: Credentials::example(),
             region: kms.region().into(),
+            service: "kms".into(),
+            unsigned: None,
             clock: Box::new(SystemTime::now),
             stream: None,
         }
@@ -76,8 +81,11 @@ impl Client {
         if let Some(token) = &self.credentials.session_token {
             headers.insert(3, ("x-amz-security-token", token));
         }
-        let scope = Scope { date: date[..8].into(), region: self.region.clone(), service: "kms".into() };
-        let signable = Signable { method: "POST", path: "/", headers: &headers, body: body.as_bytes() };
+        let scope =
+            Scope { date: date[..8].into(), region: self.region.clone(), service: self.service.clone() };
+        let signed: Vec<_> =
+            headers.iter().copied().filter(|(name, _)| Some(*name) != self.unsigned).collect();
+        let signable = Signable { method: "POST", path: "/", headers: &signed, body: body.as_bytes() };
         let Credentials { access_key_id, secret_access_key, .. } = &self.credentials;
         let authorization = authorization(access_key_id, secret_access_key, &date, &scope, &signable);
         let mut request = String::from("POST / HTTP/1.1\r\n");

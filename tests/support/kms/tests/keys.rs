@@ -33,6 +33,7 @@ fn a_key_has_four_names() {
             "NotFoundException",
             "Invalid arn eu-west-1".into(),
         ),
+        (kms.key_arn().replace(ACCOUNT, "444455556666"), "NotFoundException", "does not exist".into()),
         ("arn:aws:kms:eu-central-1".into(), "InvalidArnException", "Invalid arn".into()),
         (kms.key_arn().replace(":kms:", ":s3:"), "InvalidArnException", "Invalid arn".into()),
     ] {

@@ -147,6 +147,46 @@ fn tampered_requests_are_refused() {
     }
 }
 
+/// Where the text alone tells which check refused.
+#[test]
+fn the_days_of_scope_and_date_agree() {
+    let kms = FakeKms::start();
+    let mut client = Client::new(&kms);
+    let request = String::from_utf8(client.request(Op::DescribeKey, &describe())).unwrap();
+    let day = request.lines().find_map(|line| line.strip_prefix("x-amz-date: ")).unwrap()[..8].to_owned();
+    for other in ["20150830", &day[..4]] {
+        let changed = request.replacen(&format!("/{day}/"), &format!("/{other}/"), 1);
+        let refused = client.exchange(changed.as_bytes()).unwrap().refusal();
+        assert!(refused.2.starts_with("Date in Credential scope does not match"), "{refused:?}");
+    }
+}
+
+/// Signatures that are right, of requests that sign too little or for elsewhere.
+#[test]
+fn what_must_be_signed() {
+    let kms = FakeKms::start();
+    let mut client = Client::new(&kms);
+    client.credentials = Credentials::random_session();
+    kms.add_credentials(client.credentials.clone());
+    client.unsigned = Some("content-type");
+    client.ok(Op::DescribeKey, describe());
+    for name in ["host", "x-amz-date", "x-amz-target", "x-amz-security-token"] {
+        client.unsigned = Some(name);
+        let refused = client.refused(Op::DescribeKey, describe());
+        assert_eq!(refused.1, "InvalidSignatureException");
+        assert!(refused.2.contains(&format!("'{name}' must be a 'SignedHeader'")), "{refused:?}");
+    }
+    client.unsigned = None;
+    for (service, region, text) in [
+        ("s3", "eu-central-1", "Credential should be scoped to correct service: 'kms'."),
+        ("kms", "eu-west-1", "Credential should be scoped to a valid region."),
+    ] {
+        (client.service, client.region) = (service.into(), region.into());
+        let refused = client.refused(Op::DescribeKey, describe());
+        assert_eq!((refused.1.as_str(), refused.2.as_str()), ("InvalidSignatureException", text));
+    }
+}
+
 #[test]
 fn answers_look_like_those_of_the_service() {
     let kms = FakeKms::start();
