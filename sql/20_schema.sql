@@ -89,6 +89,14 @@ CREATE TABLE vault.vault_meta (
     created_at timestamptz NOT NULL
 );
 COMMENT ON TABLE vault.vault_meta IS 'identity of this vault, made at the first seal';
+-- Sessions remember the id: whatever changes it tells them.
+CREATE FUNCTION vault._identity_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'vault_identity_changed';
+COMMENT ON FUNCTION vault._identity_changed() IS 'makes every session look the vault''s identity up again';
+REVOKE ALL ON FUNCTION vault._identity_changed() FROM PUBLIC;
+CREATE TRIGGER identity_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON vault.vault_meta
+    EXECUTE FUNCTION vault._identity_changed();
+ALTER TABLE vault.vault_meta ENABLE ALWAYS TRIGGER identity_changed;
 
 -- A secret and its current version in one row: a read needs one index descent. Fixed-width columns first, so that
 -- the offsets of the ones the read path takes are known without walking the tuple.

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use hyperion_vault_core::IpNet;
 use hyperion_vault_core::policy::{Action, Caller, Peer, decide, narrow};
 use hyperion_vault_core::secret::SecretName;
+use pgrx::pg_sys::Oid;
 
 use crate::area;
 use crate::config;
@@ -56,8 +57,27 @@ pub fn null(parameter: &str) -> VaultError {
         .hint(format!("Pass a value for {parameter}."))
 }
 
+thread_local! {
+    /// The role asked about last, what it may do, and the generation of roles in which that was found out.
+    static CALLER: Cell<Option<(Oid, u64, Caller)>> = const { Cell::new(None) };
+}
+
 fn caller() -> Caller {
     let role = identity::current_user();
+    identity::hear_of_changes();
+    // Before the look-ups: what changes during them is noticed by the next call.
+    let generation = identity::roles_generation();
+    match CALLER.get() {
+        Some((known, seen, caller)) if known == role && seen == generation => caller,
+        _ => {
+            let caller = find_caller(role);
+            CALLER.set(Some((role, generation, caller)));
+            caller
+        }
+    }
+}
+
+fn find_caller(role: Oid) -> Caller {
     if identity::is_superuser(role) {
         return Caller { superuser: true, ..Caller::default() };
     }

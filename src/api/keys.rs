@@ -109,7 +109,7 @@ pub struct Opener {
 impl Opener {
     /// The DEK from the cache, without asking anyone; None if it is not there.
     pub fn cached(sealed: &Sealed) -> Result<Option<Self>> {
-        let vault = vault()?;
+        let vault = meta::remembered_vault_id()?.ok_or_else(meta::lost)?;
         Ok(kms_client::cached(&context(vault, sealed).cache_digest(&sealed.wrapped))?
             .map(|dek| Self { vault, dek }))
     }

@@ -14,6 +14,7 @@ mod write;
 use crate::pg::fcinfo::sql_function;
 
 sql_function!(vault_inside, pg_finfo_vault_inside, install::inside);
+sql_function!(vault_identity_changed, pg_finfo_vault_identity_changed, crate::pg::triggers::announce_change);
 sql_function!(vault_check_install, pg_finfo_vault_check_install, install::check);
 sql_function!(vault_create_secret, pg_finfo_vault_create_secret, write::create_secret);
 sql_function!(vault_put_secret, pg_finfo_vault_put_secret, write::put_secret);

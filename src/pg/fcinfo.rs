@@ -110,6 +110,18 @@ impl Args {
         }
     }
 
+    /// The table, if this is the call of a trigger.
+    pub(super) fn trigger_relation(&self) -> Option<pg_sys::Relation> {
+        // SAFETY: fcinfo is valid; a context node whose tag says so is the trigger's data.
+        unsafe {
+            let context = (*self.fcinfo).context;
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+                return None;
+            }
+            Some((*context.cast::<pg_sys::TriggerData>()).tg_relation)
+        }
+    }
+
     pub(super) fn set_result_null(&self, null: bool) {
         // SAFETY: fcinfo is valid.
         unsafe { (*self.fcinfo).isnull = null };

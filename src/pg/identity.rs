@@ -3,11 +3,11 @@
 //! Client backends, main thread. The trap it avoids: `MyProcPort` is null in every process without a client, and a
 //! Unix-socket client has no address: the two must not be taken for one another.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::CStr;
 use std::net::IpAddr;
 
-use pgrx::pg_sys::{self, Oid};
+use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::datum;
 
@@ -88,6 +88,38 @@ pub fn has_privileges_of(role: Oid, of: &CStr) -> bool {
         let of = pg_sys::get_role_oid(of.as_ptr(), true);
         of != Oid::INVALID && pg_sys::has_privs_of_role(role, of)
     }
+}
+
+thread_local! {
+    static ROLES_CHANGED: Cell<u64> = const { Cell::new(0) };
+    static LISTENING: Cell<bool> = const { Cell::new(false) };
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn roles_changed(_arg: Datum, _cache: i32, _hash: u32) {
+    ROLES_CHANGED.set(ROLES_CHANGED.get() + 1);
+}
+
+/// Learns what other sessions have committed since this one last looked: within an open transaction a statement without
+/// tables does not by itself. Costs a look at a counter if there is nothing.
+pub fn hear_of_changes() {
+    // SAFETY: a transaction is running; what taking any lock on a relation does.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+}
+
+/// Moves whenever who is a member of what, or a superuser, may have changed. The server's own cache of
+/// memberships listens to databases too, for pg_database_owner, which cannot be a member of our roles.
+pub fn roles_generation() -> u64 {
+    if !LISTENING.replace(true) {
+        use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID};
+        for cache in [AUTHMEMROLEMEM, AUTHOID] {
+            // SAFETY: the callback stays valid; registered once per process.
+            unsafe {
+                pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(roles_changed), Datum::null())
+            };
+        }
+    }
+    ROLES_CHANGED.get()
 }
 
 /// The oid of a role by name.

@@ -32,6 +32,19 @@ thread_local! {
     static LISTENING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Moves whenever something this process remembers of a relation may be out of date.
+pub fn generation() -> u64 {
+    listen();
+    GENERATION.get()
+}
+
+fn listen() {
+    if !LISTENING.replace(true) {
+        // SAFETY: the callback stays valid; registered once per process.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null()) };
+    }
+}
+
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn invalidated(_arg: Datum, _relation: Oid) {
     GENERATION.set(GENERATION.get() + 1);
@@ -50,11 +63,7 @@ impl IndexedTable {
     }
 
     fn oids(&self) -> Result<(Oid, Oid)> {
-        if !LISTENING.replace(true) {
-            // SAFETY: the callback stays valid; registered once per process.
-            unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null()) };
-        }
-        let generation = GENERATION.get();
+        let generation = generation();
         if let Some((table, index, seen)) = self.known.get()
             && seen == generation
         {

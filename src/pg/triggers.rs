@@ -10,12 +10,25 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use super::datum;
+use super::fcinfo::{Args, Return};
 use crate::error::{Kind, Result, VaultError};
 
 /// The tables our statements write to.
 const TABLES: [&CStr; 3] = [c"vault_meta", c"secrets", c"secret_versions"];
-/// The only trigger that sql/20_schema.sql makes.
-const OURS: &str = "refuse_truncate";
+/// The triggers that sql/20_schema.sql makes.
+const OURS: [&str; 2] = ["identity_changed", "refuse_truncate"];
+
+/// The body of a trigger that tells every session, when the transaction commits, that what it remembers of the table
+/// is out of date (and this one at once). A relation-cache invalidation: it travels with the transaction, also to
+/// standbys, and is undone with it.
+pub fn announce_change(args: &Args) -> Result<Return> {
+    let Some(relation) = args.trigger_relation() else {
+        return Err(VaultError::new(Kind::WrongState, "this function can only be called as a trigger"));
+    };
+    // SAFETY: the relation is open while its trigger runs.
+    unsafe { pg_sys::CacheInvalidateRelcache(relation) };
+    Ok(Return::Void)
+}
 
 /// Refuses if one of our tables has a trigger that is not ours. What it saw stays true for the transaction: it keeps
 /// the lock that a writing statement takes anyway, which CREATE TRIGGER waits for.
@@ -43,7 +56,7 @@ pub fn refuse_foreign() -> Result<()> {
                 .map(|i| &*(*list).triggers.add(i))
                 // Internal ones too: they are foreign keys', and our tables have none.
                 .map(|trigger| datum::cstr_lossy(trigger.tgname))
-                .find(|name| name != OURS);
+                .find(|name| !OURS.contains(&name.as_str()));
             pg_sys::table_close(relation, pg_sys::NoLock as i32);
             foreign
         };

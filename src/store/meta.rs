@@ -3,11 +3,13 @@
 //! The id is made by the first transaction that seals anything, not by CREATE EXTENSION, so that a dump restores into
 //! an empty table. Client backends, main thread.
 
+use std::cell::Cell;
+
 use hyperion_vault_core::envelope::Id;
 use pgrx::pg_sys;
 
 use crate::error::{Kind, Result, VaultError};
-use crate::pg::scan::IndexedTable;
+use crate::pg::scan::{self, IndexedTable};
 use crate::pg::spi::{Bind, Spi, Statement};
 
 thread_local! {
@@ -15,6 +17,27 @@ thread_local! {
 }
 
 const VAULT_ID: i16 = 2;
+
+thread_local! {
+    /// The id, and the generation of the relation cache in which it was read. Any change to the table ends that
+    /// (trigger identity_changed).
+    static KNOWN: Cell<Option<(Id, u64)>> = const { Cell::new(None) };
+}
+
+/// The vault's id, for opening what is sealed: remembered, since it never changes in the ordinary course of things.
+/// What is sealed takes the id from [`vault_id`]. Ask it after a lookup, which makes this process hear of changes.
+pub fn remembered_vault_id() -> Result<Option<Id>> {
+    let generation = scan::generation();
+    if let Some((id, seen)) = KNOWN.get()
+        && seen == generation
+    {
+        return Ok(Some(id));
+    }
+    let id = vault_id()?;
+    // Of before the look: had a change been announced during it, the next call looks again.
+    KNOWN.set(id.map(|id| (id, generation)));
+    Ok(id)
+}
 
 /// The vault's id as of now, None while nothing has been sealed.
 pub fn vault_id() -> Result<Option<Id>> {
