@@ -60,6 +60,8 @@ pub(super) enum Phase {
     Transport,
     /// The time of the SDK's own timer for connections ran out.
     Timer,
+    /// The connection was lost within the answer.
+    Body,
     /// An answer came that is none of KMS.
     Answer,
     /// KMS answered with an error.
@@ -94,7 +96,8 @@ impl Failure {
                 (Phase::Service, meta.code().map(str::to_owned), message)
             }
             SdkError::TimeoutError(_) => (Phase::Timer, None, chain(error)),
-            SdkError::ResponseError(_) => (Phase::Answer, None, chain(error)),
+            // A body that was read and is no JSON is a ServiceError without code.
+            SdkError::ResponseError(_) => (Phase::Body, None, chain(error)),
             SdkError::DispatchFailure(dispatch) => {
                 // Credentials that cannot be had are reported as failed dispatch of kind "other".
                 let phase = if dispatch.is_timeout() {
@@ -138,12 +141,15 @@ impl Failure {
             Phase::Transport => unreachable(format!("AWS KMS cannot be reached for {name}")),
             Phase::Timer => error(ErrorKind::TimedOut, format!("AWS KMS did not answer {name} in time"))
                 .with_hint("Check that the AWS KMS endpoint can be reached from this host."),
+            Phase::Body => unreachable(format!("the answer of AWS KMS to {name} broke off")),
             Phase::Answer => unreachable(format!("the answer to {name} is not one of AWS KMS")),
             Phase::Preparation => self.unprepared(action),
             Phase::Service => {
                 let status = self.status.unwrap_or(0);
                 let Some(code) = self.code.as_deref() else {
                     return match status {
+                        // Not JSON, or not what the operation answers with: most likely somebody else, for now.
+                        200..300 => unreachable(format!("the answer to {name} is not one of AWS KMS")),
                         500.. => unreachable(format!("AWS KMS answered {name} with HTTP status {status}")),
                         429 => error(ErrorKind::Throttled, format!("AWS KMS throttles {name}"))
                             .with_hint(THROTTLED),
@@ -332,6 +338,7 @@ mod tests {
             ("ValidationException", 400, ErrorKind::Refused),
             ("SomethingNew", 400, ErrorKind::Refused),
             ("", 403, ErrorKind::Refused),
+            ("", 200, ErrorKind::Unreachable),
             ("InvalidCiphertextException", 400, ErrorKind::Unauthenticated),
             ("IncorrectKeyException", 400, ErrorKind::Unauthenticated),
         ] {
@@ -361,7 +368,7 @@ mod tests {
 
     #[test]
     fn every_error_has_a_fix_and_is_in_the_servers_style() {
-        for phase in [Phase::Preparation, Phase::Transport, Phase::Timer, Phase::Answer] {
+        for phase in [Phase::Preparation, Phase::Transport, Phase::Timer, Phase::Body, Phase::Answer] {
             let failure =
                 Failure { phase, code: None, message: "why".into(), status: None, request_id: None };
             let error = failure.classify(Action::GenerateDataKey, "KEY");
