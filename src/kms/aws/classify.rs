@@ -18,6 +18,9 @@ use crate::error::{ErrorKind, KmsError};
 /// Longest part of a DETAIL that another party wrote, in characters.
 const MAX_FOREIGN: usize = 900;
 
+/// What each error of the HTTP client has in its text.
+const HTTP_CLIENT: &str = "client error (";
+
 /// An operation, for the words of its errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
@@ -99,15 +102,17 @@ impl Failure {
             // A body that was read and is no JSON is a ServiceError without code.
             SdkError::ResponseError(_) => (Phase::Body, None, chain(error)),
             SdkError::DispatchFailure(dispatch) => {
-                // Credentials that cannot be had are reported as failed dispatch of kind "other".
+                let message = chain(error);
+                // Credentials that cannot be had are reported as failed dispatch of kind "other", and so is what the
+                // HTTP client does not know to be I/O: a connection closed before the answer, an answer that is no HTTP.
                 let phase = if dispatch.is_timeout() {
                     Phase::Timer
-                } else if dispatch.is_io() {
+                } else if dispatch.is_io() || message.contains(HTTP_CLIENT) {
                     Phase::Transport
                 } else {
                     Phase::Preparation
                 };
-                (phase, None, chain(error))
+                (phase, None, message)
             }
             _ => (Phase::Preparation, None, chain(error)),
         };
@@ -286,7 +291,7 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Another party's text: bounded, one line, nothing but printable characters.
-fn foreign(text: &str) -> String {
+pub(super) fn foreign(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MAX_FOREIGN)
