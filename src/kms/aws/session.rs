@@ -98,38 +98,45 @@ impl Sessions {
 
     async fn make(&self) -> Result<Session, KmsError> {
         let AwsConfig { region, endpoint_url, profile, .. } = &self.config;
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .http_client(self.http.clone())
-            // Every failure is classified and repeated by the service, within its own deadlines.
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        let loader = || {
+            let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+                .http_client(self.http.clone())
+                // Every failure is classified and repeated by the service, within its own deadlines.
+                .retry_config(RetryConfig::disabled())
+                .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
+                .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+            match profile {
+                Some(profile) => loader.profile_name(profile),
+                None => loader,
+            }
+        };
         // The setting, else what the key's ARN says, else whatever the chain finds.
-        let region = region.as_ref().or(self.key_region.as_ref()).map(|region| Region::new(region.clone()));
+        let region = match region.as_ref().or(self.key_region.as_ref()) {
+            Some(region) => Region::new(region.clone()),
+            None => loader().load().await.region().cloned().ok_or_else(|| {
+                KmsError::misconfigured("the AWS region is not known")
+                    .with_hint("Set hyperion_vault.kms_region, or give hyperion_vault.kms_key_id as an ARN.")
+            })?,
+        };
+        let mut loader = loader().region(region.clone());
         if let Some(profile) = profile {
             // A profile that was asked for by name is the only source: in the chain, variables of the environment
-            // would come before it.
+            // would come before it. Roles are assumed in the region of the calls.
             let provider_config = ProviderConfig::without_region()
                 .with_http_client(self.http.clone())
-                .with_region(region.clone());
+                .with_region(Some(region.clone()));
             let credentials = ProfileFileCredentialsProvider::builder()
                 .configure(&provider_config)
                 .profile_name(profile)
                 .build();
-            loader = loader.profile_name(profile).credentials_provider(credentials);
-        }
-        if let Some(region) = region {
-            loader = loader.region(region);
+            loader = loader.credentials_provider(credentials);
         }
         let shared = loader.load().await;
-        let Some(region) = shared.region().map(ToString::to_string) else {
-            return Err(KmsError::misconfigured("the AWS region is not known")
-                .with_hint("Set hyperion_vault.kms_region, or give hyperion_vault.kms_key_id as an ARN."));
-        };
         let mut config = aws_sdk_kms::config::Builder::from(&shared).interceptor(TlsOnly);
         if let Some(url) = endpoint_url {
             config = config.endpoint_url(url);
         }
-        Ok(Session { client: Client::from_conf(config.build()), region, made: Instant::now() })
+        let client = Client::from_conf(config.build());
+        Ok(Session { client, region: region.to_string(), made: Instant::now() })
     }
 }
