@@ -230,7 +230,7 @@ impl AwsProvider {
         let arn = KeyArn::parse(&said).filter(|arn| self.key.may_be(arn) && arn.region() == session.region());
         let Some(arn) = arn else {
             return Err(KmsError::new(ErrorKind::Refused, "AWS KMS answered for another key")
-                .with_detail(format!("Asked for {}, answered for {}.", self.key_id, said.escape_debug()))
+                .with_detail(format!("Asked for {}, answered for {}.", self.key_id, classify::foreign(&said)))
                 .with_hint(
                     "Check hyperion_vault.kms_key_id, kms_region and what answers at kms_endpoint_url.",
                 ));
