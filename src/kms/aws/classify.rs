@@ -120,9 +120,20 @@ impl Failure {
         Self { phase, code, message: foreign(&message), status, request_id }
     }
 
-    /// Whether other credentials may cure it: what a role or file holds now may be newer than what was used.
+    /// Whether other credentials may cure it: what a role or file holds now may be newer than what was used, or there at
+    /// all. A source that breaks or times out is asked again by the same session.
     pub(super) fn is_about_credentials(&self) -> bool {
-        self.code.as_deref().is_some_and(|code| STALE_CREDENTIALS.contains(&code))
+        match self.phase {
+            Phase::Preparation => !self.message.contains(endpoint::NOT_TLS) && !self.has_no_source_for_now(),
+            _ => self.code.as_deref().is_some_and(|code| STALE_CREDENTIALS.contains(&code)),
+        }
+    }
+
+    /// Nothing says so by type: a provider of credentials that times out or breaks, against none that has any.
+    fn has_no_source_for_now(&self) -> bool {
+        ["timed out", "timeout", "unhandled error", "error occurred while loading"]
+            .iter()
+            .any(|sign| self.message.contains(sign))
     }
 
     /// The error for the caller.
@@ -226,13 +237,8 @@ impl Failure {
             return KmsError::misconfigured(format!("{} was not sent: {}", action.name(), endpoint::NOT_TLS))
                 .with_hint("Use an https endpoint in hyperion_vault.kms_endpoint_url, AWS_ENDPOINT_URL_KMS and the profile.");
         }
-        // Nothing says so by type: a provider of credentials that times out or breaks, against none that has any.
-        let outage = ["timed out", "timeout", "unhandled error", "error occurred while loading"];
-        let kind = if outage.iter().any(|sign| said.contains(sign)) {
-            ErrorKind::Unreachable
-        } else {
-            ErrorKind::Misconfigured
-        };
+        let kind =
+            if self.has_no_source_for_now() { ErrorKind::Unreachable } else { ErrorKind::Misconfigured };
         KmsError::new(kind, "the key-service worker has no AWS credentials")
             .with_detail(sentence(said))
             .with_hint(
@@ -403,12 +409,15 @@ mod tests {
                 status: None,
                 request_id: None,
             };
-            failure.classify(Action::Decrypt, "KEY")
+            (failure.classify(Action::Decrypt, "KEY"), failure.is_about_credentials())
         };
-        assert_eq!(with("identity resolver timed out after 5s").kind, ErrorKind::Unreachable);
-        assert_eq!(with("no providers in chain provided credentials").kind, ErrorKind::Misconfigured);
-        let error = with("interceptor: the endpoint is not https");
-        assert_eq!(error.kind, ErrorKind::Misconfigured);
+        let (error, renew) = with("identity resolver timed out after 5s");
+        assert_eq!((error.kind, renew), (ErrorKind::Unreachable, false));
+        // A file that is there by now is found by a new session only.
+        let (error, renew) = with("no providers in chain provided credentials");
+        assert_eq!((error.kind, renew), (ErrorKind::Misconfigured, true));
+        let (error, renew) = with("interceptor: the endpoint is not https");
+        assert_eq!((error.kind, renew), (ErrorKind::Misconfigured, false));
         assert!(error.message.contains("not https"));
     }
 }
