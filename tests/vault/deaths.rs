@@ -4,127 +4,36 @@
 //! Runs in the test process. `die=` in the injected faults ends the worker's own main thread; a panic of the provider
 //! is another matter, since the worker must survive that.
 
+use crate::load::{COLD_READERS, CREATORS, Load, read_value};
 use crate::watch::{
-    calls, expect_idle_queue, in_state, make_cold, processing, starts, status, until_processing,
+    calls, expect_idle_queue, in_state, make_cold, private_kb, processing, starts, status, until_processing,
     until_running,
 };
 use hyperion_vault_tests::threads::{Background, background};
 use hyperion_vault_tests::{
-    Client, Cluster, NoTls, PATIENCE, SIGTERM, StopMode, Vault, backend_pid, expect_disconnect, sqlstate,
-    wait_for,
+    Client, Cluster, PATIENCE, SIGTERM, StopMode, Vault, backend_pid, expect_disconnect, sqlstate, wait_for,
 };
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Creators, each with names of its own.
-const CREATORS: usize = 3;
 const ROUNDS: usize = 20;
 /// More than the readers of cold secrets get through.
 const COLD: usize = 4000;
-
-/// Load that goes on until told to stop, and what became of it.
-struct Load {
-    stop: Arc<AtomicBool>,
-    creators: Vec<Background<Vec<String>>>,
-    cold_readers: Vec<Background<usize>>,
-    hot_reader: Background<(u64, Duration)>,
-    hot_reads: Arc<AtomicU64>,
-}
-
-impl Load {
-    fn start(cluster: &Cluster) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let hot_reads = Arc::new(AtomicU64::new(0));
-        let session = |user: &str| cluster.config(user, cluster.database());
-        let creators = (0..CREATORS).map(|worker| {
-            let (stop, config) = (Arc::clone(&stop), session("ops"));
-            background(move || {
-                let mut client = config.connect(NoTls).unwrap();
-                let create = client.prepare("SELECT vault.create_secret($1, $2)").unwrap();
-                let mut acknowledged = Vec::new();
-                while !stop.load(Relaxed) {
-                    let name = format!("load/{worker}/{}", acknowledged.len());
-                    client
-                        .execute(&create, &[&name, &value(&name)])
-                        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
-                    acknowledged.push(name);
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                acknowledged
-            })
-        });
-        let cold_readers = (0..2).map(|reader| {
-            let (stop, config) = (Arc::clone(&stop), session("app"));
-            background(move || {
-                let mut client = config.connect(NoTls).unwrap();
-                let mut read = 0;
-                while !stop.load(Relaxed) && reader + 2 * read < COLD {
-                    let name = format!("cold/{}", reader + 2 * read);
-                    assert_eq!(read_value(&mut client, &name), "cold value");
-                    read += 1;
-                    std::thread::sleep(Duration::from_millis(15));
-                }
-                read
-            })
-        });
-        let hot_reader = {
-            let (stop, config, reads) = (Arc::clone(&stop), session("app"), Arc::clone(&hot_reads));
-            background(move || {
-                let mut client = config.connect(NoTls).unwrap();
-                client.batch_execute("SET statement_timeout = '10s'").unwrap();
-                let mut slowest = Duration::ZERO;
-                while !stop.load(Relaxed) {
-                    let begun = Instant::now();
-                    assert_eq!(read_value(&mut client, "hot"), "hot value");
-                    slowest = slowest.max(begun.elapsed());
-                    reads.fetch_add(1, Relaxed);
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                (reads.load(Relaxed), slowest)
-            })
-        };
-        Self {
-            creators: creators.collect(),
-            cold_readers: cold_readers.collect(),
-            hot_reader,
-            hot_reads,
-            stop,
-        }
-    }
-}
-
-fn value(name: &str) -> String {
-    format!("the value of {name}")
-}
-
-fn read_value(client: &mut Client, name: &str) -> String {
-    let row = client.query_one("SELECT vault.read_secret($1)", &[&name]);
-    row.unwrap_or_else(|error| panic!("cannot read {name}: {error:?}")).get(0)
-}
 
 #[test]
 fn twenty_orderly_deaths_of_the_worker_under_load() {
     let cluster = Cluster::builder().conf("hyperion_vault.kms_timeout_ms", "120000").start();
     let vault = cluster.vault();
-    make_cold(
-        &vault,
-        &format!(
-            "SELECT count(vault.create_secret('cold/' || i, 'cold value')) FROM generate_series(0, {}) i",
-            COLD - 1
-        ),
-    );
-    vault.ops().batch_execute("SELECT vault.create_secret('hot', 'hot value')").unwrap();
+    Load::prepare(&vault, COLD);
     let mut root = vault.root();
     let mut witness = cluster.witness();
-    let load = Load::start(&cluster);
+    let load = Load::start(&cluster, COLD);
 
     let mut gap_reads = 0;
     for round in 0..ROUNDS {
         std::thread::sleep(Duration::from_millis(100)); // some load that is not interrupted
         // Everybody who needs the key service gets stuck in it, then the worker ends.
         cluster.set_faults("hang");
-        until_processing(&mut root, CREATORS as u64 + 2);
+        until_processing(&mut root, (CREATORS + COLD_READERS) as u64);
         let lived = u64::try_from(round).unwrap() + 1;
         assert_eq!(starts(&mut root), lived, "it ended by itself");
         let pid = cluster.pid_of("hyperion_vault kms");
@@ -141,36 +50,35 @@ fn twenty_orderly_deaths_of_the_worker_under_load() {
             worker["running"] == false && worker["starts"] == lived
         };
         wait_for("the worker to be gone", PATIENCE, || gone(&mut root) || starts(&mut root) > lived);
-        let reads = load.hot_reads.load(Relaxed);
+        let reads = load.hot_reads();
         std::thread::sleep(Duration::from_millis(100));
-        let later = load.hot_reads.load(Relaxed);
+        let later = load.hot_reads();
         if gone(&mut root) {
             gap_reads += later - reads;
         }
         until_running(&mut root, lived + 1);
     }
     cluster.clear_faults();
-    load.stop.store(true, Relaxed);
-    let limit = 3 * PATIENCE;
-    let acknowledged: Vec<String> = load.creators.into_iter().flat_map(|c| c.finish(limit)).collect();
-    let cold: usize = load.cold_readers.into_iter().map(|reader| reader.finish(limit)).sum();
-    let (hot, slowest) = load.hot_reader.finish(limit);
-    assert!(gap_reads > 0 && acknowledged.len() >= ROUNDS * CREATORS && cold >= ROUNDS);
+    let done = load.finish(3 * PATIENCE);
+    assert!(
+        gap_reads > 0 && done.acknowledged.len() >= ROUNDS * CREATORS && done.cold_reads >= ROUNDS,
+        "hardly any load"
+    );
     witness.assert_survived();
     expect_idle_queue(&mut root);
     assert_eq!(starts(&mut root), ROUNDS as u64 + 1);
 
-    let mut app = vault.app();
-    for name in &acknowledged {
-        assert_eq!(read_value(&mut app, name), value(name));
-    }
+    done.assert_all_open(&mut vault.app());
     let log = cluster.log();
     assert_eq!(log.matches("hyperion_vault kms worker started").count(), ROUNDS + 1);
     assert!(!log.contains("terminating any other active server processes"));
     println!(
-        "{ROUNDS} deaths of the worker: {} secrets acknowledged, all open; {cold} cold reads and {hot} cached ones \
-         (slowest {slowest:?}, {gap_reads} of them without a worker); no session hung, all slots free",
-        acknowledged.len()
+        "{ROUNDS} deaths of the worker: {} secrets acknowledged, all open; {} cold reads and {} cached ones \
+         (slowest {:?}, {gap_reads} of them without a worker); no session hung, all slots free",
+        done.acknowledged.len(),
+        done.cold_reads,
+        done.hot_reads,
+        done.slowest_hot_read
     );
 }
 
@@ -214,13 +122,6 @@ fn a_panicking_provider_costs_one_request_and_no_worker() {
     ops.batch_execute("SELECT vault.create_secret('e', 'v')").unwrap();
     witness.assert_survived();
     expect_idle_queue(&mut root);
-}
-
-/// Memory of the worker that is its own, in kilobytes.
-fn private_kb(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the worker runs");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("Linux says so");
-    line.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Runs in the test process. The trap: figures the worker publishes lag behind its answers by up to one turn of its
 //! loop, so they are waited for, or taken when they have come to rest.
 
-use hyperion_vault_tests::{Client, Cluster, PATIENCE, Vault, wait_for};
+use hyperion_vault_tests::threads::{Background, background};
+use hyperion_vault_tests::{Client, Cluster, PATIENCE, Vault, backend_pid, wait_for};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,36 @@ use std::time::{Duration, Instant};
 /// What must come at once, as seen from a loaded machine: an idle one takes a hundredth. What it is compared with
 /// hangs for a minute or more.
 pub const QUICK: Duration = Duration::from_secs(5);
+
+pub type Outcome = Result<Option<String>, postgres::Error>;
+
+/// A statement in a session of its own that is expected to wait.
+pub struct Waiter {
+    pub pid: i32,
+    pub token: postgres::CancelToken,
+    result: Background<Outcome>,
+}
+
+impl Waiter {
+    /// Starts `sql` in the session, which reports its first column as text.
+    pub fn start(mut client: Client, sql: &str) -> Self {
+        let (pid, token) = (backend_pid(&mut client), client.cancel_token());
+        let sql = sql.to_owned();
+        let run = move || {
+            let messages = client.simple_query(&sql)?;
+            Ok(messages.into_iter().find_map(|message| match message {
+                postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            }))
+        };
+        Self { pid, token, result: background(run) }
+    }
+
+    #[track_caller]
+    pub fn finish(self) -> Outcome {
+        self.result.finish(PATIENCE)
+    }
+}
 
 pub fn status(root: &mut Client) -> Value {
     let text: String =
@@ -108,4 +139,11 @@ pub fn gone_process(cluster: &Cluster, user: &str, sql: &str, ready: impl FnOnce
 pub fn backends_of(root: &mut Client, application: &str) -> i64 {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
     root.query_one(sql, &[&application]).expect("cannot ask for the sessions").get(0)
+}
+
+/// Memory of a process that is its own, in kilobytes.
+pub fn private_kb(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("Linux says so");
+    line.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }

@@ -4,44 +4,13 @@
 //! tightly: the provider hangs for good, so whatever comes back within `QUICK` came for another reason.
 
 use crate::watch::{
-    QUICK, backends_of, expect_idle_queue, gone_process, make_cold, processing, status, until_processing,
+    QUICK, Waiter, backends_of, expect_idle_queue, gone_process, make_cold, processing, status,
+    until_processing,
 };
-use hyperion_vault_tests::threads::{Background, background};
 use hyperion_vault_tests::{
-    Client, Cluster, NoTls, PATIENCE, SIGCONT, SIGSTOP, Vault, backend_pid, expect_disconnect, sqlstate,
-    wait_for,
+    Client, Cluster, NoTls, PATIENCE, SIGCONT, SIGSTOP, Vault, expect_disconnect, sqlstate, wait_for,
 };
 use std::time::{Duration, Instant};
-
-type Outcome = Result<Option<String>, postgres::Error>;
-
-/// A statement in a session of its own that is expected to wait.
-struct Waiter {
-    pid: i32,
-    token: postgres::CancelToken,
-    result: Background<Outcome>,
-}
-
-impl Waiter {
-    /// Starts `sql` in the session, which reports its first column as text.
-    fn start(mut client: Client, sql: &str) -> Self {
-        let (pid, token) = (backend_pid(&mut client), client.cancel_token());
-        let sql = sql.to_owned();
-        let run = move || {
-            let messages = client.simple_query(&sql)?;
-            Ok(messages.into_iter().find_map(|message| match message {
-                postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-                _ => None,
-            }))
-        };
-        Self { pid, token, result: background(run) }
-    }
-
-    #[track_caller]
-    fn finish(self) -> Outcome {
-        self.result.finish(PATIENCE)
-    }
-}
 
 /// Secrets `hot` (cached), `cold` and `cold/2` (their keys are not), `auto` (can be rotated).
 fn seed(vault: &Vault<'_>) {
