@@ -85,102 +85,202 @@ impl IndexedTable {
         Ok((table, index))
     }
 
-    /// Locks the table and gives its oid and its index's, which the lock keeps valid.
-    ///
-    /// The lock first, the trust in a remembered oid after: a session that slept in the middle of a statement (the
-    /// key service is asked without any lock) may wake up in a world where the extension was dropped and made anew.
-    fn lock(&self) -> Result<(Oid, Oid)> {
-        loop {
-            let (table, index) = self.oids()?;
-            // SAFETY: the number of a relation that is gone can be locked like any other.
-            unsafe { pg_sys::LockRelationOid(table, pg_sys::AccessShareLock as i32) };
-            // Taking the lock made this process hear of all changes committed before.
-            if self.known.get().is_some_and(|(_, _, seen)| seen == GENERATION.get()) {
-                return Ok((table, index));
-            }
-            // SAFETY: the lock just taken.
-            unsafe { pg_sys::UnlockRelationOid(table, pg_sys::AccessShareLock as i32) };
-        }
-    }
-
     /// Calls `visit` for each row whose leading index columns equal `keys`, until it says stop (false).
     /// Column references a tuple gives out are valid during the visit only.
     pub fn each(&self, keys: &[Key<'_>], mut visit: impl FnMut(&Tuple) -> Result<bool>) -> Result<()> {
-        let (table, index) = self.lock()?;
-        // SAFETY: the relation is locked, and closed and unlocked below (by the transaction's end if an error
-        // unwinds); the scan keys name the table's columns behind the index's first
-        // ones, as the catalog interface wants for `indexOK`, with the equality function of their type; the snapshot
-        // (null) means the latest one, registered by the scan.
-        unsafe {
-            let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
-            let mut scan_keys: [pg_sys::ScanKeyData; 2] = std::mem::zeroed();
-            assert!(
-                keys.len() <= scan_keys.len().min(self.columns.len()),
-                "more keys than the index has columns"
-            );
-            for ((scan_key, key), column) in scan_keys.iter_mut().zip(keys).zip(self.columns) {
-                let (procedure, collation, value) = match key {
-                    Key::Text(text) => (
-                        pg_sys::Oid::from(pg_sys::F_TEXTEQ),
-                        pg_sys::C_COLLATION_OID,
-                        datum::varlena(text.as_bytes()),
-                    ),
-                    Key::Uuid(id) => (pg_sys::Oid::from(pg_sys::F_UUID_EQ), Oid::INVALID, datum::uuid(*id)),
-                    Key::Int(value) => {
-                        (pg_sys::Oid::from(pg_sys::F_INT4EQ), Oid::INVALID, Datum::from(*value))
-                    }
-                };
-                pg_sys::ScanKeyEntryInitialize(
-                    scan_key,
-                    0,
-                    *column,
-                    pg_sys::BTEqualStrategyNumber as u16,
-                    Oid::INVALID,
-                    collation,
-                    procedure,
-                    value,
-                );
+        // SAFETY: plain C structs; the tail beyond `keys` is not read.
+        let mut scan_keys: [pg_sys::ScanKeyData; 2] = unsafe { std::mem::zeroed() };
+        assert!(
+            keys.len() <= scan_keys.len().min(self.columns.len()),
+            "more keys than the index has columns"
+        );
+        let mut search = [Search::NONE; 2];
+        for ((search, key), column) in search.iter_mut().zip(keys).zip(self.columns) {
+            *search = Search::of(key, *column);
+        }
+        let search = &search[..keys.len()];
+        let scan = loop {
+            let (table, index) = self.oids()?;
+            let seen = GENERATION.get();
+            if let Some(scan) = Scan::begin(table, index, search, &mut scan_keys, seen) {
+                break scan;
             }
-            let scan = pg_sys::systable_beginscan(
-                relation,
-                index,
-                true,
-                std::ptr::null_mut(),
-                keys.len() as i32,
-                scan_keys.as_mut_ptr(),
-            );
-            let outcome = loop {
-                let tuple = pg_sys::systable_getnext(scan);
-                if tuple.is_null() {
-                    break Ok(());
+        };
+        let mut tuple = scan.first;
+        let outcome = loop {
+            if tuple.is_null() {
+                break Ok(());
+            }
+            // SAFETY: the tuple and the relation's descriptor stay in place until the scan goes on.
+            let row = unsafe { Tuple::new(tuple, (*scan.relation).rd_att) };
+            match visit(&row) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(e) => break Err(e),
+            }
+            // SAFETY: the scan is open.
+            tuple = unsafe { pg_sys::systable_getnext(scan.scan) };
+        };
+        scan.end();
+        outcome
+    }
+}
+
+/// The server's functions as they are, without the guard that the bindings put around each call: a point read calls
+/// eight of them, and the guards would cost as much as the index descent. [`Scan`] calls them inside one guard.
+mod raw {
+    use pgrx::pg_sys::{
+        AttrNumber, Datum, HeapTuple, LOCKMODE, Oid, RegProcedure, Relation, ScanKey, Snapshot,
+        StrategyNumber, SysScanDesc,
+    };
+
+    unsafe extern "C-unwind" {
+        pub fn LockRelationOid(relation: Oid, mode: LOCKMODE);
+        pub fn UnlockRelationOid(relation: Oid, mode: LOCKMODE);
+        pub fn table_open(relation: Oid, mode: LOCKMODE) -> Relation;
+        pub fn table_close(relation: Relation, mode: LOCKMODE);
+        pub fn ScanKeyEntryInitialize(
+            entry: ScanKey,
+            flags: i32,
+            attribute: AttrNumber,
+            strategy: StrategyNumber,
+            subtype: Oid,
+            collation: Oid,
+            procedure: RegProcedure,
+            argument: Datum,
+        );
+        pub fn systable_beginscan(
+            heap: Relation,
+            index: Oid,
+            index_ok: bool,
+            snapshot: Snapshot,
+            keys: i32,
+            key: ScanKey,
+        ) -> SysScanDesc;
+        pub fn systable_getnext(scan: SysScanDesc) -> HeapTuple;
+        pub fn systable_endscan(scan: SysScanDesc);
+    }
+}
+
+/// A key in the server's terms.
+#[derive(Clone, Copy)]
+struct Search {
+    column: i16,
+    procedure: Oid,
+    collation: Oid,
+    value: Datum,
+}
+
+impl Search {
+    const NONE: Self =
+        Self { column: 0, procedure: Oid::INVALID, collation: Oid::INVALID, value: Datum::null() };
+
+    fn of(key: &Key<'_>, column: i16) -> Self {
+        let (procedure, collation, value) = match key {
+            Key::Text(text) => (pg_sys::F_TEXTEQ, pg_sys::C_COLLATION_OID, datum::varlena(text.as_bytes())),
+            Key::Uuid(id) => (pg_sys::F_UUID_EQ, Oid::INVALID, datum::uuid(*id)),
+            Key::Int(value) => (pg_sys::F_INT4EQ, Oid::INVALID, Datum::from(*value)),
+        };
+        Self { column, procedure: Oid::from(procedure), collation, value }
+    }
+}
+
+/// An open scan with its first row. Ended by [`Scan::end`], or by the transaction's end if an error unwinds.
+struct Scan {
+    relation: pg_sys::Relation,
+    scan: pg_sys::SysScanDesc,
+    first: pg_sys::HeapTuple,
+}
+
+impl Scan {
+    /// Locks the table and begins, unless taking the lock made this process hear that what it knew of the relations
+    /// (as of generation `seen`) is out of date.
+    ///
+    /// The lock first, the trust in a remembered oid after: a session that slept in the middle of a statement (the
+    /// key service is asked without any lock) may wake up in a world where the extension was dropped and made anew.
+    fn begin(
+        table: Oid,
+        index: Oid,
+        search: &[Search],
+        keys: &mut [pg_sys::ScanKeyData; 2],
+        seen: u64,
+    ) -> Option<Self> {
+        let keys = keys.as_mut_ptr();
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        // SAFETY: one guard for all: an ERROR in any of these calls jumps to it, over frames of this closure that hold
+        // nothing to drop. The number of a relation that is gone can be locked like any other; the lock keeps the oids
+        // valid; the scan keys name the table's columns behind the index's first ones, as the catalog interface wants
+        // for `indexOK`, with the equality function of their type; the snapshot (null) means the latest one,
+        // registered by the scan.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(move || {
+                raw::LockRelationOid(table, lock);
+                if GENERATION.get() != seen {
+                    raw::UnlockRelationOid(table, lock);
+                    return None;
                 }
-                match visit(&Tuple { tuple, desc: (*relation).rd_att }) {
-                    Ok(true) => {}
-                    Ok(false) => break Ok(()),
-                    Err(e) => break Err(e),
+                let relation = raw::table_open(table, pg_sys::NoLock as pg_sys::LOCKMODE);
+                for (i, Search { column, procedure, collation, value }) in search.iter().enumerate() {
+                    let equal = pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber;
+                    raw::ScanKeyEntryInitialize(
+                        keys.add(i),
+                        0,
+                        *column,
+                        equal,
+                        Oid::INVALID,
+                        *collation,
+                        *procedure,
+                        *value,
+                    );
                 }
-            };
-            pg_sys::systable_endscan(scan);
-            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
-            outcome
+                let count = search.len() as i32;
+                let scan = raw::systable_beginscan(relation, index, true, std::ptr::null_mut(), count, keys);
+                Some(Self { relation, scan, first: raw::systable_getnext(scan) })
+            })
+        }
+    }
+
+    fn end(self) {
+        // SAFETY: as in `begin`; scan and relation are open, and the lock is given back with the relation.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(move || {
+                raw::systable_endscan(self.scan);
+                raw::table_close(self.relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+            });
         }
     }
 }
 
-/// A row during a visit.
+/// More than any of our tables has.
+const MAX_COLUMNS: usize = 32;
+
+/// A row during a visit, taken apart once: columns behind others of varying length are found from the row's start.
 pub struct Tuple {
-    tuple: pg_sys::HeapTuple,
-    desc: pg_sys::TupleDesc,
+    values: [Datum; MAX_COLUMNS],
+    nulls: [bool; MAX_COLUMNS],
+    columns: usize,
 }
 
 impl Tuple {
+    /// # Safety
+    /// The tuple is one of a table with this descriptor, and outlives this.
+    unsafe fn new(tuple: pg_sys::HeapTuple, desc: pg_sys::TupleDesc) -> Self {
+        let mut values = [Datum::null(); MAX_COLUMNS];
+        let mut nulls = [true; MAX_COLUMNS];
+        // SAFETY: as the caller promises; there is room for every column (checked).
+        let columns = unsafe {
+            let columns = (*desc).natts as usize;
+            assert!(columns <= MAX_COLUMNS, "a table has more columns than expected");
+            pg_sys::heap_deform_tuple(tuple, desc, values.as_mut_ptr(), nulls.as_mut_ptr());
+            columns
+        };
+        Self { values, nulls, columns }
+    }
+
     /// A column as it is stored; by-reference values are valid during the visit only.
     pub fn raw(&self, column: i16) -> Option<Datum> {
-        let mut null = false;
-        // SAFETY: the tuple is pinned during the visit; columns are numbered as in sql/20_schema.sql, and the server
-        // checks the number against the descriptor.
-        let value = unsafe { pg_sys::heap_getattr(self.tuple, i32::from(column), self.desc, &mut null) };
-        (!null).then_some(value)
+        let index = usize::try_from(column).ok()?.checked_sub(1).filter(|index| *index < self.columns)?;
+        (!self.nulls[index]).then_some(self.values[index])
     }
 
     pub fn uuid(&self, column: i16) -> Option<Id> {
