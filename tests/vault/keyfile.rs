@@ -229,8 +229,8 @@ fn settings(bench: &mut Bench<'_>) {
     let shown = status(&mut bench.root);
     assert_eq!((&shown["kms"]["mode"], &shown["kms"]["usable"]), (&Value::from("aws"), &Value::from(false)));
     for sql in [CREATE, READ] {
-        let part = "kms_mode aws is not built into this version";
-        sqlstate!(bench.root.query(sql, &[]), "38000", message: part, hint: "kms_mode to local");
+        let part = "hyperion_vault.kms_key_id is not set";
+        sqlstate!(bench.root.query(sql, &[]), "38000", message: part, hint: "AWS KMS key");
     }
     sqlstate!(bench.cluster.try_set_conf("hyperion_vault.kms_mode", "azure"), "22023", hint: "aws, local");
     bench.cluster.reset_conf("hyperion_vault.kms_mode");

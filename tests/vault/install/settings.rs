@@ -5,15 +5,19 @@ use hyperion_vault_tests::{Ask, Cluster, PATIENCE, StopMode, sqlstate};
 /// Name, default, when it can change. A setting that is not here fails the test.
 const SETTINGS: &str = "\
 allowed_ips||sighup
+aws_profile||sighup
 database|postgres|postmaster
 dek_cache_size|16384|postmaster
 dek_cache_stale_secs|0|sighup
 dek_cache_ttl_secs|300|sighup
 keep_versions|5|sighup
+kms_endpoint_url||sighup
+kms_key_id||sighup
 kms_max_in_flight|64|sighup
 kms_max_retries|5|sighup
 kms_mode|aws|sighup
 kms_queue_slots|256|postmaster
+kms_region||sighup
 kms_timeout_ms|10000|sighup
 local_master_key_file||sighup
 max_secret_bytes|1048576|sighup";
@@ -45,7 +49,7 @@ fn settings() {
     assert!(config.connect(hyperion_vault_tests::NoTls).is_err(), "set by a client at its start");
 
     // What helps an attacker is not shown.
-    let private = ["allowed_ips", "local_master_key_file"];
+    let private = ["allowed_ips", "aws_profile", "kms_endpoint_url", "kms_key_id", "local_master_key_file"];
     for name in names {
         let show = format!("SHOW hyperion_vault.{name}");
         let visible = format!("SELECT count(setting) FROM pg_settings WHERE name = 'hyperion_vault.{name}'");
@@ -92,6 +96,11 @@ fn bad_values(cluster: &Cluster) {
         ("local_master_key_file", "relative/key", "not absolute"),
         ("database", "", "not a database name"),
         ("database", long.as_str(), "not a database name"),
+        // More of these four, with reasons, in tests/vault/kms/settings.rs.
+        ("aws_profile", "[default]", "not the name of a profile"),
+        ("kms_endpoint_url", "http://10.0.0.1", "TLS"),
+        ("kms_key_id", "no key", "not a KMS key"),
+        ("kms_region", "Frankfurt", "not an AWS region"),
         ("kms_mode", "gcp", ""),
         ("kms_timeout_ms", "9", ""),
         ("kms_timeout_ms", "11min", ""),
@@ -207,6 +216,7 @@ fn starts(cluster: &Cluster) {
         ("allowed_ips", "everyone", ""),
         ("database", "", "postgres"),
         ("kms_mode", "gcp", "aws"),
+        ("kms_endpoint_url", "http://10.0.0.1", ""),
         ("local_master_key_file", "key", ""),
         ("dek_cache_size", "1", "16384"),
     ] {
