@@ -5,8 +5,10 @@
 //! median of the pairs' ratios. Figures of one machine; the ratio is what travels.
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
-//! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all.
+//! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenario
+//! `kms` is another matter, with a cluster of its own: see kms.rs.
 
+mod kms;
 mod machine;
 mod pgbench;
 mod report;
@@ -63,8 +65,8 @@ impl Plan {
         }
     }
 
-    fn wants(&self, scenario: &Scenario) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| name == scenario.name)
+    fn wants(&self, scenario: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == scenario)
     }
 
     /// Seconds and pairs: the stated figure at full length, what stands beside it shorter.
@@ -75,13 +77,24 @@ impl Plan {
 
 fn main() {
     let plan = Plan::from_env();
-    let scenarios: Vec<_> = scenarios::all().into_iter().filter(|scenario| plan.wants(scenario)).collect();
-    assert!(!scenarios.is_empty(), "no scenario has one of these names: {:?}", plan.only);
-    let load_before = machine::load();
+    let scenarios: Vec<_> =
+        scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
+    let known = !scenarios.is_empty() || plan.wants(kms::NAME);
+    assert!(known, "no scenario has one of these names: {:?}", plan.only);
     let cores = Cores::choose();
     if let Some(cores) = cores {
         cores.pin_client();
     }
+    let mut document = if scenarios.is_empty() { json!({}) } else { beside_plain(&plan, &scenarios, cores) };
+    if plan.wants(kms::NAME) {
+        document["kms"] = kms::measure(plan.pairs.min(3), cores);
+    }
+    write(&plan.out, &document);
+}
+
+/// The scenarios that have a plain counterpart.
+fn beside_plain(plan: &Plan, scenarios: &[Scenario], cores: Option<Cores>) -> Value {
+    let load_before = machine::load();
     let builder = Cluster::builder().time_limit(Duration::from_secs(3600));
     let cluster = SETTINGS.iter().fold(builder, |builder, (name, value)| builder.conf(name, value)).start();
     if let Some(cores) = cores {
@@ -101,7 +114,7 @@ fn main() {
     let outcomes: Vec<Outcome> = scenarios
         .iter()
         .map(|scenario| {
-            let outcome = measure(&cluster, scenario, &plan);
+            let outcome = measure(&cluster, scenario, plan);
             println!("{}", outcome.row());
             outcome
         })
@@ -109,7 +122,7 @@ fn main() {
 
     println!();
     let memory = shared_memory(&cluster);
-    let document = json!({
+    json!({
         "server": cluster.toolchain().version,
         "processor": machine::processor(),
         "build": build,
@@ -122,8 +135,7 @@ fn main() {
         "settings": Value::from_iter(SETTINGS),
         "scenarios": outcomes.iter().map(Outcome::json).collect::<Vec<_>>(),
         "shared_memory": memory,
-    });
-    write(&plan.out, &document);
+    })
 }
 
 fn write(path: &Path, document: &Value) {
