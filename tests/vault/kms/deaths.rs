@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const CLUSTERS: usize = 5;
 const DEATHS: usize = 20;
 /// More than the readers of cold secrets get through.
-const COLD: usize = 2000;
+const COLD: usize = 600;
 /// Of every call, so that there are always some under way.
 const LATENCY: Duration = Duration::from_millis(10);
 /// Longer than a worker that was told to stop waits for its calls (half a second).
@@ -84,7 +84,7 @@ fn survive(kms: &FakeKms, prepared: &Barrier) -> Survived {
         let worker =
             i32::try_from(status(&mut root)["workers"][0]["pid"].as_i64().expect("it runs")).unwrap();
         // Some load that is not interrupted first, and a worker that has grown to what it needs.
-        std::thread::sleep(Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(150));
         let under_way = wait_until(PATIENCE, || processing(&mut root) > 0);
         survived.mid_call += usize::from(under_way);
         let memory = private_kb(worker);
