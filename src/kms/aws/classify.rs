@@ -129,8 +129,15 @@ impl Failure {
         }
     }
 
-    /// Nothing says so by type: a provider of credentials that times out or breaks, against none that has any.
+    /// Nothing says so by type: a provider of credentials that times out or breaks, against none that has any, or one
+    /// that says no (STS to a role that may not be assumed).
     fn has_no_source_for_now(&self) -> bool {
+        if ["AccessDenied", "not authorized", "InvalidIdentityToken"]
+            .iter()
+            .any(|no| self.message.contains(no))
+        {
+            return false;
+        }
         ["timed out", "timeout", "unhandled error", "error occurred while loading"]
             .iter()
             .any(|sign| self.message.contains(sign))
@@ -413,6 +420,11 @@ mod tests {
         };
         let (error, renew) = with("identity resolver timed out after 5s");
         assert_eq!((error.kind, renew), (ErrorKind::Unreachable, false));
+        // STS says no: no outage, and nothing to repeat.
+        let (error, _) = with(
+            "an error occurred while loading credentials: service error: AccessDenied: not authorized to perform sts:AssumeRole",
+        );
+        assert_eq!(error.kind, ErrorKind::Misconfigured);
         // A file that is there by now is found by a new session only.
         let (error, renew) = with("no providers in chain provided credentials");
         assert_eq!((error.kind, renew), (ErrorKind::Misconfigured, true));

@@ -61,12 +61,13 @@ impl AwsProvider {
         Ok(Self { key_id: config.key_id.clone(), key, sessions })
     }
 
-    /// One call. Credentials that AWS does not accept any more are loaded anew, and the call made once more: what
+    /// One call, in the session's region or another. Credentials that AWS does not accept any more are loaded anew, and the call made once more: what
     /// replaced them (a rewritten profile, a new token) may have come since they were read.
     async fn call<T, E, F>(
         &self,
         action: Action,
         key: &str,
+        region: Option<&str>,
         send: impl Fn(Client) -> F,
     ) -> Result<(T, Arc<Session>), KmsError>
     where
@@ -75,7 +76,8 @@ impl AwsProvider {
     {
         let mut session = self.sessions.current().await?;
         loop {
-            let failure = match send(session.client()).await {
+            let client = session.client_in(region.unwrap_or(session.region()));
+            let failure = match send(client).await {
                 Ok(output) => return Ok((output, session)),
                 Err(error) => Failure::of(&error),
             };
@@ -100,7 +102,7 @@ impl AwsProvider {
     async fn generate(&self, context: &DekContext) -> Result<GeneratedDek, KmsError> {
         let key = self.own_key().await?;
         let (output, session) = self
-            .call(Action::GenerateDataKey, &key, |client| {
+            .call(Action::GenerateDataKey, &key, None, |client| {
                 client
                     .generate_data_key()
                     .key_id(&key)
@@ -122,9 +124,11 @@ impl AwsProvider {
 
     async fn unwrap(&self, context: &DekContext, stored: &StoredDek) -> Result<Box<Dek>, KmsError> {
         let (arn, region) = self.stored_key(stored).await?;
-        let asked = arn.in_region(&region).to_string();
+        let here = arn.in_region(&region);
+        // A key of one region is asked for there: it may be one that `kms_key_id` named earlier.
+        let asked = here.to_string();
         let (output, _) = self
-            .call(Action::Decrypt, &asked, |client| {
+            .call(Action::Decrypt, &asked, Some(here.region()), |client| {
                 client
                     .decrypt()
                     .key_id(&asked)
@@ -143,7 +147,7 @@ impl AwsProvider {
     async fn wrap(&self, context: &DekContext, dek: &Dek) -> Result<(WrappedDek, WrappedBy), KmsError> {
         let key = self.own_key().await?;
         let (output, session) = self
-            .call(Action::Encrypt, &key, |client| {
+            .call(Action::Encrypt, &key, None, |client| {
                 client
                     .encrypt()
                     .key_id(&key)
@@ -165,7 +169,7 @@ impl AwsProvider {
         let asked = arn.in_region(&region).to_string();
         let key = self.own_key().await?;
         let (output, session) = self
-            .call(Action::ReEncrypt, &format!("{asked} and {key}"), |client| {
+            .call(Action::ReEncrypt, &format!("{asked} and {key}"), None, |client| {
                 client
                     .re_encrypt()
                     .source_key_id(&asked)
@@ -187,8 +191,9 @@ impl AwsProvider {
 
     async fn describe_key(&self) -> Result<KeyDescription, KmsError> {
         let key = self.own_key().await?;
-        let (output, session) =
-            self.call(Action::DescribeKey, &key, |client| client.describe_key().key_id(&key).send()).await?;
+        let (output, session) = self
+            .call(Action::DescribeKey, &key, None, |client| client.describe_key().key_id(&key).send())
+            .await?;
         let metadata = output.key_metadata.ok_or_else(|| incomplete(Action::DescribeKey))?;
         let arn = metadata.arn.clone();
         let by =

@@ -2,8 +2,8 @@
 //!
 //! Runs on the tokio threads of the kms worker, under an asynchronous lock: the first call of many makes the session,
 //! the others wait for it. The standard credential chain of the SDK: environment, profile (roles and web identity
-//! included), web identity token, container, instance metadata; or, if the settings name one, that profile alone. Temporary credentials are renewed by the SDK before they
-//! expire.
+//! included), web identity token, container, instance metadata; or, if the settings name one, that profile alone.
+//! Temporary credentials are renewed by the SDK before they expire.
 //!
 //! The trap it avoids: a profile file is read once and kept by the SDK, so that credentials replaced in it would be noticed
 //! at the next restart. A refusal that credentials can cure makes a new session, at most one each [`RENEW`].
@@ -36,12 +36,20 @@ const CONNECT: Duration = Duration::from_millis(3100);
 pub(super) struct Session {
     client: Client,
     region: String,
+    /// Whether the settings name the endpoint.
+    fixed_endpoint: bool,
     made: Instant,
 }
 
 impl Session {
-    pub(super) fn client(&self) -> Client {
-        self.client.clone()
+    /// A client for keys in `region`. An endpoint that the settings name is where everything goes, whatever the region;
+    /// the calls are signed for its own.
+    pub(super) fn client_in(&self, region: &str) -> Client {
+        if region == self.region || self.fixed_endpoint {
+            return self.client.clone();
+        }
+        let config = self.client.config().to_builder().region(Region::new(region.to_owned()));
+        Client::from_conf(config.build())
     }
 
     pub(super) fn region(&self) -> &str {
@@ -137,6 +145,7 @@ impl Sessions {
             config = config.endpoint_url(url);
         }
         let client = Client::from_conf(config.build());
-        Ok(Session { client, region: region.to_string(), made: Instant::now() })
+        let fixed_endpoint = endpoint_url.is_some();
+        Ok(Session { client, region: region.to_string(), fixed_endpoint, made: Instant::now() })
     }
 }

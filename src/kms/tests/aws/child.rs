@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use hyperion_vault_kms::{AwsConfig, Job, Limits, Op, Outcome, ProviderConfig, Service, ServiceConfig};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use hyperion_vault_kms::{
+    AwsConfig, Job, Limits, Op, Outcome, ProviderConfig, Service, ServiceConfig, StoredDek, WrappedDek,
+};
 use hyperion_vault_tests::kms::{Credentials, FakeKms};
 use hyperion_vault_tests::{PATIENCE, wait_for};
 use serde_json::{Value, json};
@@ -75,6 +78,13 @@ impl Launch {
     /// `kms_endpoint_url`.
     pub fn endpoint(self, url: &str) -> Self {
         self.setting("endpoint_url", url)
+    }
+
+    /// What `unwrap` unwraps, of [`place`]`(1)`.
+    pub fn stored(mut self, stored: &StoredDek) -> Self {
+        self.orders["wrapped"] = BASE64_STANDARD.encode(stored.wrapped.as_bytes()).into();
+        self.orders["wrapped_by"] = stored.key_id.as_str().into();
+        self
     }
 
     /// `region`, `profile`: settings of the provider.
@@ -142,7 +152,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// `generate`, `describe`: a call, without repetition. `threads`: what [`Self::threads`] reads.
+    /// `generate`, `describe`, `unwrap`: a call, without repetition. `threads`: what [`Self::threads`] reads.
     #[track_caller]
     pub fn ask(&mut self, command: &str) -> Answer {
         Answer(self.exchange(command))
@@ -256,6 +266,11 @@ fn child() {
         let answer = match command.as_str() {
             "generate" => call(&service, number, Op::Generate(place(1))),
             "describe" => call(&service, number, Op::Describe),
+            "unwrap" => {
+                let wrapped = BASE64_STANDARD.decode(text("wrapped").unwrap()).unwrap();
+                let stored = StoredDek { wrapped: WrappedDek(wrapped), key_id: text("wrapped_by").unwrap() };
+                call(&service, number, Op::Unwrap { context: place(1), stored })
+            }
             "threads" => {
                 let of = |(_, (name, blocked)): (_, (String, u64))| json!({"name": name, "blocked": blocked});
                 json!({"threads": ours().into_iter().map(of).collect::<Vec<_>>()})
@@ -285,7 +300,7 @@ fn call(service: &Service, id: u64, op: Op) -> Value {
     let mut answer = match completion.result {
         Ok(Outcome::Generated(generated)) => json!({"key_id": generated.by.key_id}),
         Ok(Outcome::Described(key)) => json!({"key_id": key.key_id}),
-        Ok(Outcome::Unwrapped(_)) => panic!("nobody asked for that"),
+        Ok(Outcome::Unwrapped(_)) => json!({"key_id": null}),
         Err(error) => json!({
             "kind": error.kind.as_str(), "message": error.message, "detail": error.detail, "hint": error.hint,
         }),

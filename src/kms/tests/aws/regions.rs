@@ -128,3 +128,22 @@ fn replicas_of_a_multi_region_key_open_each_others_keys() {
     let error = expect(in_region(&kms, &kms.key_arn(), AWAY).describe(), ErrorKind::Refused, "elsewhere");
     assert!(error.hint.unwrap().contains("kms_region"));
 }
+
+/// `kms_key_id` was moved to a key in another region: what the old one wrapped is still asked for where that one lives.
+#[test]
+fn a_key_of_an_earlier_setting_is_asked_for_in_its_own_region() {
+    let kms = FakeKms::start();
+    let made = Asker::of(&kms, &kms.key_arn()).generate(&place(1)).unwrap();
+    let away = || {
+        let launch = Launch::new("alias/elsewhere").credentials(&Credentials::example());
+        launch.setting("region", AWAY).stored(&stored(&made))
+    };
+    // The environment's endpoint is for every region. The fake knows the key in its own region only.
+    let answer = away().env("AWS_ENDPOINT_URL_KMS", &kms.endpoint()).start().ask("unwrap");
+    assert_eq!(answer.kind(), "", "it opened");
+    assert_eq!(last_region(&kms), HOME);
+    // The settings' endpoint is one place, and calls are signed for its region.
+    let answer = away().endpoint(&kms.endpoint()).start().ask("unwrap");
+    answer.err("refused");
+    assert_eq!(last_region(&kms), AWAY);
+}
