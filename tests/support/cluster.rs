@@ -56,6 +56,11 @@ impl Cluster {
         &self.database
     }
 
+    /// The vault has moved: `hyperion_vault.database` was set to `name`. Later sessions go there.
+    pub fn moved_to_database(&mut self, name: &str) {
+        self.database = name.into();
+    }
+
     pub fn port(&self) -> u16 {
         self.port.number()
     }
