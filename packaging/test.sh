@@ -4,7 +4,7 @@
 #
 # Runs as root (the server then runs as an unprivileged user) or as a normal user. A stage that fails does not stop the
 # others; the last line counts all tests, and the exit status is 0 only if nothing failed.
-#   PG_MAJORS        majors to test on                       (15 18)
+#   PG_MAJORS        majors to test on, oldest first         (15 18)
 #   PG_CHECK_MAJORS  majors whose build is checked by clippy (15 16 17 18)
 #   TEST_ARGS        passed on to the integration tests, such as the name of one
 #   ONLY             stages to run, by the start of their names: ONLY="rustfmt clippy-pg18"
@@ -113,9 +113,17 @@ counts() {
         awk '{p += $1; f += $2} END {print p + 0, f + 0}'
 }
 
+# pg_upgrade goes from the oldest of MAJORS, whose tree has the extension from its own stage by then, to the newest.
 integration() {
-    PG_CONFIG=$(pg_config_of "$1") HYPERION_VAULT_TEST_USER=$SERVER_USER HYPERION_VAULT_MOTO=$(moto_server) \
-        cargo test --no-fail-fast -p hyperion_vault_tests -- "${ARGS[@]}"
+    local older='' skip=(--skip pg_upgrade)
+    if [ "$1" = "${MAJORS[-1]}" ] && [ "$1" != "${MAJORS[0]}" ]; then
+        older=$(pg_config_of "${MAJORS[0]}") skip=()
+    elif [ ${#MAJORS[@]} = 1 ]; then
+        info "(pg_upgrade is not tested: it needs two majors, see PG_MAJORS)"
+    fi
+    HYPERION_VAULT_TEST_OLD_PG_CONFIG=$older PG_CONFIG=$(pg_config_of "$1") HYPERION_VAULT_TEST_USER=$SERVER_USER \
+        HYPERION_VAULT_MOTO=$(moto_server) \
+        cargo test --no-fail-fast -p hyperion_vault_tests -- "${skip[@]}" "${ARGS[@]}"
 }
 
 summary() {

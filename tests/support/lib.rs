@@ -5,8 +5,8 @@
 //! of holding up the run. Signals go only to processes this test process started.
 //!
 //! Environment: `PG_CONFIG` (server under test), `HYPERION_VAULT_TEST_USER` (who runs servers when the tests run as
-//! root, default `postgres`), `HYPERION_VAULT_MOTO` (the moto_server to use), `KEEP=1` (keep the directory of a cluster
-//! whose test panicked).
+//! root, default `postgres`), `HYPERION_VAULT_TEST_OLD_PG_CONFIG` (an older major to upgrade from), `HYPERION_VAULT_MOTO`
+//! (the moto_server to use), `KEEP=1` (keep the directory of a cluster whose test panicked).
 
 mod ask;
 mod aws;

@@ -24,6 +24,18 @@ impl Toolchain {
         Self::at(&pg_config.unwrap_or_else(|| PathBuf::from("pg_config")))
     }
 
+    /// The tree of an older major with the extension installed, to upgrade from. Panics if there is none: a test that
+    /// cannot test must not pass.
+    pub fn older_from_env() -> Self {
+        let Some(pg_config) = std::env::var_os("HYPERION_VAULT_TEST_OLD_PG_CONFIG") else {
+            panic!(
+                "set HYPERION_VAULT_TEST_OLD_PG_CONFIG to the pg_config of an older major with the extension \
+                 installed (make test does, for the newest of PG_MAJORS), or leave this test out: --skip pg_upgrade"
+            )
+        };
+        Self::at(Path::new(&pg_config))
+    }
+
     /// The tree that this pg_config describes. Panics, saying what to set, when it cannot be run.
     pub fn at(pg_config: &Path) -> Self {
         let version = ask(pg_config, "--version");

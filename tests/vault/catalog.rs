@@ -8,7 +8,8 @@ use hyperion_vault_tests::{Ask, Client, Cluster, sqlstate};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-const LISTING: &str = include_str!("catalog/listing.sql");
+/// One line for each thing the extension made; leaves temporary tables `listing`, `member` and `vault_table`.
+pub const LISTING: &str = include_str!("catalog/listing.sql");
 
 #[test]
 fn the_catalog_is_as_listed() {

@@ -5,11 +5,12 @@
 //! two questions: does everything read as it did ([`learn`]), and does the vault go on ([`goes_on`])?
 
 mod dump;
+mod pg_upgrade;
 mod recovery;
 mod standby;
 mod template;
 
-use hyperion_vault_tests::{Ask, Client, Cluster, KeyFile, random_text, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, ClusterBuilder, KeyFile, random_text, sqlstate};
 
 /// A secret of each kind, in each state; values by name.
 pub fn fill(ops: &mut Client) -> Vec<(&'static str, String)> {
@@ -60,9 +61,13 @@ pub const ROLES: &str =
 
 /// A new cluster with the same key and no vault yet.
 pub fn elsewhere(cluster: &Cluster) -> Cluster {
+    elsewhere_builder(cluster).start()
+}
+
+pub fn elsewhere_builder(cluster: &Cluster) -> ClusterBuilder {
     let bytes = std::fs::read(cluster.key_path()).expect("cannot read the key file");
     let key = KeyFile::Custom { bytes, mode: 0o600 };
-    Cluster::builder().key_file(key).allowed_ips("local,127.0.0.1").fresh_initdb().start()
+    Cluster::builder().key_file(key).allowed_ips("local,127.0.0.1").fresh_initdb()
 }
 
 /// The restored vault is used as if nothing had happened.
