@@ -63,6 +63,15 @@ CREATE FUNCTION vault.list_versions(
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 5 AS 'MODULE_PATHNAME', 'vault_list_versions';
 COMMENT ON FUNCTION vault.list_versions IS 'the versions of a secret, newest first, and their state: current, grace or retained';
 
+-- The vault carried elsewhere.
+CREATE FUNCTION vault.export_sealed() RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_export_sealed';
+COMMENT ON FUNCTION vault.export_sealed IS 'the whole vault, sealed: opens only under the same master key';
+
+CREATE FUNCTION vault.import_sealed(sealed jsonb) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_import_sealed';
+COMMENT ON FUNCTION vault.import_sealed IS 'put an export into an empty vault, which takes over its id, or into the one it came from; returns how many secrets';
+
 CREATE FUNCTION vault.status() RETURNS jsonb
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_status';
 COMMENT ON FUNCTION vault.status IS 'state of the vault on this server: counts, worker, key service, cache, queue';

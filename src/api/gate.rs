@@ -110,6 +110,16 @@ pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
         .hint(format!("The role needs the privileges of {needed}.")))
 }
 
+/// Refuses unless the current role may do `what` to the vault as a whole.
+pub fn administer(what: &str) -> Result<()> {
+    let caller = caller();
+    if caller.superuser || caller.vault_admin {
+        return Ok(());
+    }
+    Err(VaultError::new(Kind::Denied, format!("permission denied to {what}"))
+        .hint("The role needs the privileges of vault_admin."))
+}
+
 /// For callers who may know what exists: `authorize` was asked before the lookup.
 pub fn no_secret(name: &str) -> VaultError {
     VaultError::new(Kind::NotFound, format!("secret \"{name}\" does not exist"))

@@ -9,6 +9,7 @@ mod keys;
 mod listing;
 mod read;
 mod status;
+mod travel;
 mod write;
 
 use crate::pg::fcinfo::sql_function;
@@ -27,3 +28,6 @@ sql_function!(vault_verify, pg_finfo_vault_verify, read::verify);
 sql_function!(vault_list_secrets, pg_finfo_vault_list_secrets, listing::list_secrets);
 sql_function!(vault_list_versions, pg_finfo_vault_list_versions, listing::list_versions);
 sql_function!(vault_status, pg_finfo_vault_status, status::status);
+// The vault carried elsewhere.
+sql_function!(vault_export_sealed, pg_finfo_vault_export_sealed, travel::export_sealed);
+sql_function!(vault_import_sealed, pg_finfo_vault_import_sealed, travel::import_sealed);

@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod envelope;
+pub mod export;
 pub mod ipc;
 pub mod policy;
 pub mod secret;

@@ -183,6 +183,25 @@ pub fn jsonb(value: &serde_json::Value) -> Datum {
     pgrx::JsonB(value.clone()).into_datum().unwrap_or(Datum::null())
 }
 
+/// A jsonb from its text form, which must be valid JSON and small enough for a jsonb: the server raises if it is not.
+pub fn jsonb_from_text(text: &str) -> crate::error::Result<Datum> {
+    let text = std::ffi::CString::new(text)
+        .map_err(|_| crate::error::VaultError::internal("JSON with a zero byte"))?;
+    // SAFETY: jsonb_in takes a C string and returns a jsonb, allocated in the current context.
+    unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(Datum::from(text.as_ptr()))]) }
+        .ok_or_else(|| crate::error::VaultError::internal("jsonb_in returned NULL"))
+}
+
+/// A new interval.
+pub fn interval_from(month: i32, day: i32, time: i64) -> Datum {
+    // SAFETY: palloc returns enough writable and aligned bytes or raises.
+    unsafe {
+        let place = pg_sys::palloc(size_of::<pg_sys::Interval>()).cast::<pg_sys::Interval>();
+        place.write(pg_sys::Interval { time, day, month });
+        Datum::from(place)
+    }
+}
+
 /// The parts of an interval: months, days, microseconds.
 ///
 /// # Safety

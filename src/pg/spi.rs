@@ -89,11 +89,20 @@ impl Spi {
         Ok(Self { caller, looked: Cell::new(false), _scope: scope })
     }
 
+    /// Looks at the tables' triggers, and takes the lock on the tables that writing takes, until the end of the
+    /// transaction. The first statement that writes does it by itself.
+    pub fn begin_writing(&self) -> Result<()> {
+        if !self.looked.replace(true) {
+            triggers::refuse_foreign()?;
+        }
+        Ok(())
+    }
+
     /// Runs the statement; its rows (of a SELECT or RETURNING) stay valid until the connection is closed.
     pub fn run(&self, statement: &Statement, binds: &[Bind<'_>]) -> Result<Rows<'_>> {
         assert!(binds.len() == statement.types.len(), "parameters do not match the statement");
-        if !statement.read_only && !self.looked.replace(true) {
-            triggers::refuse_foreign()?;
+        if !statement.read_only {
+            self.begin_writing()?;
         }
         let plan = prepared(statement)?;
         let mut nulls = vec![b' ' as std::ffi::c_char; binds.len()];
@@ -231,6 +240,18 @@ impl Row<'_> {
 
     pub fn bool(&self, column: i32) -> Option<bool> {
         self.raw(column).map(|d| d.value() != 0)
+    }
+
+    /// An `interval` column as (months, days, microseconds).
+    pub fn interval(&self, column: i32) -> Option<(i32, i32, i64)> {
+        // SAFETY: the statement's column is interval.
+        self.raw(column).map(|d| unsafe { datum::interval(d) })
+    }
+
+    /// A `cidr[]` column; Some(None) if it cannot be read.
+    pub fn cidr_array(&self, column: i32) -> Option<Option<Vec<hyperion_vault_core::IpNet>>> {
+        // SAFETY: the statement's column is cidr[].
+        self.raw(column).map(|d| unsafe { datum::cidr_array(d) })
     }
 
     /// A `jsonb` column in text form.

@@ -61,11 +61,40 @@ static ESTABLISH: Statement = Statement::new(
 /// first seal to commit or roll back. Refuses if there are secrets: they were sealed under an id that is lost or not
 /// restored yet, and with another in its place they could not be read even when it is found.
 pub fn establish(spi: &Spi, candidate: Id) -> Result<Id> {
+    // Before the id is read: from here on to the end of this transaction no import can put another in its place.
+    spi.begin_writing()?;
     if let Some(id) = vault_id()? {
         return Ok(id);
     }
     spi.run(&ESTABLISH, &[Bind::Uuid(candidate)])?;
     vault_id()?.ok_or_else(lost)
+}
+
+/// Waits until nobody is writing, and keeps others from it until the end of the transaction.
+static ALONE: Statement = Statement::new(c"LOCK TABLE vault.secrets IN SHARE ROW EXCLUSIVE MODE", &[]);
+static REPLACE: Statement = Statement::new(
+    c"UPDATE vault.vault_meta SET vault_id = $1
+       WHERE NOT EXISTS (SELECT FROM vault.secrets) AND NOT EXISTS (SELECT FROM vault.secret_versions)",
+    &[pg_sys::UUIDOID],
+);
+
+/// Makes `vault` the vault's id if it has none, or has one under which nothing is sealed any more. Returns the id that
+/// it has instead if it cannot be.
+///
+/// Whatever else is ever bound to the vault's id must be asked for here.
+pub fn adopt(spi: &Spi, vault: Id) -> Result<Option<Id>> {
+    let Some(mut id) = vault_id()? else {
+        let id = establish(spi, vault)?;
+        return Ok((id != vault).then_some(id));
+    };
+    if id != vault {
+        // Sessions that are sealing under the former id hold a lock this waits for; those that come later read the
+        // new one (`establish`).
+        spi.run(&ALONE, &[])?;
+        spi.run(&REPLACE, &[Bind::Uuid(vault)])?;
+        id = vault_id()?.ok_or_else(lost)?;
+    }
+    Ok((id != vault).then_some(id))
 }
 
 /// Secrets without the vault they belong to.

@@ -3,5 +3,6 @@
 //! Client backends, main thread.
 
 pub mod meta;
+pub mod sealed;
 pub mod secrets;
 pub mod versions;

@@ -85,7 +85,7 @@ fn rules(lines: &BTreeSet<&str>) {
             !function.starts_with("function vault._inside("),
             "{function}"
         );
-        let writes = ["create", "put", "update", "rotate", "delete"]
+        let writes = ["create", "put", "update", "rotate", "delete", "import"]
             .iter()
             .any(|verb| function.starts_with(&format!("function vault.{verb}_")));
         if !private {

@@ -7,6 +7,7 @@
 mod dump;
 mod pg_upgrade;
 mod recovery;
+mod sealed;
 mod standby;
 mod template;
 

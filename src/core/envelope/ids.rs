@@ -25,6 +25,20 @@ impl Id {
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
+
+    /// The id that [`Display`](fmt::Display) wrote: 32 hexadecimal digits with hyphens after 8, 12, 16 and 20.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        let mut digits = text.bytes();
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            if matches!(i, 4 | 6 | 8 | 10) && digits.next()? != b'-' {
+                return None;
+            }
+            let mut digit = || char::from(digits.next()?).to_digit(16);
+            *byte = (digit()? << 4 | digit()?) as u8;
+        }
+        digits.next().is_none().then_some(Self(bytes))
+    }
 }
 
 /// Hyphenated lower case, as PostgreSQL prints a uuid.
@@ -57,6 +71,15 @@ mod tests {
         let id = Id(*b"\x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef");
         assert_eq!(id.to_string(), "01234567-89ab-cdef-0123-456789abcdef");
         assert_eq!(format!("{id:?}"), id.to_string());
+        assert_eq!(Id::parse("01234567-89AB-cdef-0123-456789abcdef"), Some(id));
+        let text = id.to_string();
+        for (at, _) in text.char_indices() {
+            assert_eq!(Id::parse(&text[..at]), None, "{at}");
+            assert_eq!(Id::parse(&format!("{}x{}", &text[..at], &text[at + 1..])), None, "{at}");
+        }
+        for other in [format!("{text}0"), text.replace('-', ""), format!("{{{text}}}"), "é".repeat(18)] {
+            assert_eq!(Id::parse(&other), None, "{other}");
+        }
     }
 
     #[test]
