@@ -11,7 +11,7 @@ export PG_MAJORS PG_CHECK_MAJORS
 # For "make install": the PostgreSQL to install into. Not exported, so that other targets see only what the caller set.
 PG_CONFIG ?= pg_config
 
-.PHONY: help quickstart stop setup test check-majors loom fmt clippy deny bench install clean
+.PHONY: help quickstart stop setup test release check-majors loom fmt clippy deny bench install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -28,6 +28,10 @@ setup: ## install tools, the PostgreSQL trees of PG_MAJORS and PG_CHECK_MAJORS, 
 
 test: ## everything: format, lints, all tests on PG_MAJORS (TEST_ARGS=name, ONLY="stage ...")
 	@packaging/test.sh
+
+release: ## keep the SQL of this version in sql/released, for good (docs/development.md)
+	@HYPERION_VAULT_RELEASE=1 ONLY="install-pg$(lastword $(PG_MAJORS)) tests-pg$(lastword $(PG_MAJORS))" \
+	    TEST_ARGS=upgrade:: packaging/test.sh
 
 check-majors: ## build check and lints on PG_CHECK_MAJORS
 	@ONLY=clippy packaging/test.sh

@@ -2,6 +2,7 @@
 //!
 //! Everything is asked of one pg_config, so that the server, initdb, psql and pg_dump cannot come from different trees.
 
+use crate::sys::give_to;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,6 +53,27 @@ impl Toolchain {
             version,
             major,
         }
+    }
+
+    /// A copy of this tree for a test that puts files of its own into it, and the directory that it goes with.
+    pub fn private_copy(&self) -> (Self, tempfile::TempDir) {
+        let dir =
+            tempfile::Builder::new().prefix("hv-tree-").tempdir_in("/tmp").expect("cannot make a directory");
+        give_to(dir.path(), None, 0o755).expect("the directory is ours");
+        // Below another root with the paths they have: the server finds its directories relative to its programs.
+        let copied = Command::new("cp")
+            .args(["--archive", "--parents"])
+            .args([&self.bindir, &self.sharedir, &self.pkglibdir])
+            .arg(dir.path())
+            // cp takes the parents' modes from paths without their leading slash.
+            .current_dir("/")
+            .status();
+        assert!(copied.is_ok_and(|status| status.success()), "cannot copy {}", self.bindir.display());
+        let below =
+            |path: &Path| dir.path().join(path.strip_prefix("/").expect("pg_config gives absolute paths"));
+        let copy = Self::at(&below(&self.bindir).join("pg_config"));
+        assert_eq!(copy.sharedir, below(&self.sharedir), "this PostgreSQL cannot be relocated");
+        (copy, dir)
     }
 
     /// The path of one of the tree's programs, such as `psql`.

@@ -24,5 +24,6 @@ mod review;
 mod tamper;
 mod travel;
 mod triggers;
+mod upgrade;
 mod watch;
 mod worker;
