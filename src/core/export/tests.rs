@@ -129,6 +129,8 @@ fn every_member_counts_and_none_is_repeated() {
                 "created_at" | "updated_at" | "superseded_at" | "expires_at" | "next_rotation_at" => {
                     wrong == json!(-3)
                 }
+                // A month less three days is an interval.
+                "days" | "microseconds" => wrong == json!(-3) && path.contains("rotation_interval"),
                 _ => false,
             };
             match parse(&other.to_string()) {
