@@ -18,7 +18,7 @@ enum Met {
 const ROLES: [&str; 7] = ["outsider", "t_auditor", "t_user", "t_reader", "t_admin", "t_both", "postgres"];
 
 /// Calls on a name, and per role of `ROLES` what it meets: `+` allowed, `p` policy, `f` function, `s` schema.
-const TABLE: [(&str, &str); 11] = [
+const TABLE: [(&str, &str); 13] = [
     ("SELECT vault.create_secret(NAME, 'x')", "sfpp+++"),
     ("SELECT vault.put_secret(NAME, 'x')", "sfpp+++"),
     ("SELECT vault.update_secret(NAME, value => 'x')", "sfpp+++"),
@@ -29,6 +29,12 @@ const TABLE: [(&str, &str); 11] = [
     ("SELECT * FROM vault.verify(NAME, 'x')", "sfp+p++"),
     ("SELECT * FROM vault.list_secrets(NAME)", "sfp++++"),
     ("SELECT * FROM vault.list_versions(NAME)", "sfp++++"),
+    ("SELECT vault.export_sealed(), NAME", "sfpp+++"),
+    // A vault without anything.
+    (
+        "SELECT vault.import_sealed('{\"format\": \"hyperion_vault sealed export\", \"format_version\": 1, \"vault_id\": null, \"secrets\": []}'), NAME",
+        "sfpp+++",
+    ),
     ("SELECT vault.status(), NAME", "sf+++++"),
 ];
 
@@ -103,7 +109,10 @@ fn every_function_for_every_role() {
                 let outcome = (code(&existing), code(&missing));
                 let right = match call {
                     _ if call.contains("create_secret") => ("23505", "00000"),
-                    _ if ["put_secret", "list_secrets", "status"].iter().any(|f| call.contains(f)) => {
+                    _ if ["put_secret", "list_secrets", "status", "_sealed"]
+                        .iter()
+                        .any(|f| call.contains(f)) =>
+                    {
                         ("00000", "00000")
                     }
                     _ => ("00000", "P0002"),
