@@ -55,7 +55,9 @@ CREATE TYPE vault.secret_info AS (
     kms_key_id text,
     created_at timestamptz,
     updated_at timestamptz,
-    version_created_at timestamptz
+    version_created_at timestamptz,
+    expires_at timestamptz,
+    recover_until timestamptz
 );
 COMMENT ON TYPE vault.secret_info IS 'what may be known of a secret without reading it; never plaintext';
 
@@ -122,11 +124,15 @@ CREATE TABLE vault.secrets (
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     version_created_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    recover_until timestamptz,
     CONSTRAINT secrets_name_key UNIQUE (name)
 );
 -- Ciphertext does not compress; trying costs time on every write.
 ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
+COMMENT ON COLUMN vault.secrets.expires_at IS 'when the secret runs out (expires_in): from then on it is gone, whether or not its row still stands';
+COMMENT ON COLUMN vault.secrets.recover_until IS 'deleted, and restorable until then; gone afterwards';
 
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
 -- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not

@@ -54,6 +54,17 @@ impl Args {
         self.datum(index).and_then(|d| std::str::from_utf8(unsafe { datum::varlena_bytes(d) }).ok())
     }
 
+    /// A `bytea` argument.
+    pub fn bytes(&self, index: usize) -> Option<&[u8]> {
+        // SAFETY: declared bytea; stays in place during the call, which outlives `&self`.
+        self.datum(index).map(|d| unsafe { datum::varlena_bytes(d) })
+    }
+
+    /// A `boolean` argument.
+    pub fn bool(&self, index: usize) -> Option<bool> {
+        self.datum(index).map(|d| d.value() & 0xff != 0)
+    }
+
     /// An `int` argument.
     pub fn int(&self, index: usize) -> Option<i32> {
         self.datum(index).map(|d| d.value() as i32)

@@ -2,6 +2,9 @@
 //!
 //! Client backends, main thread.
 
+pub mod changes;
+pub mod listing;
 pub mod meta;
 pub mod secrets;
+mod sql;
 pub mod versions;

@@ -84,7 +84,7 @@ fn rules(lines: &BTreeSet<&str>) {
             !function.starts_with("function vault._inside("),
             "{function}"
         );
-        let writes = ["create", "put", "update", "rotate", "delete"]
+        let writes = ["create", "put", "update", "rotate", "roll_back", "rename", "delete", "restore"]
             .iter()
             .any(|verb| function.starts_with(&format!("function vault.{verb}_")));
         if !private {

@@ -22,6 +22,7 @@ mod moto;
 mod races;
 mod remembered;
 mod review;
+mod secrets;
 mod tamper;
 mod triggers;
 mod watch;

@@ -18,13 +18,19 @@ enum Met {
 const ROLES: [&str; 7] = ["outsider", "t_auditor", "t_user", "t_reader", "t_admin", "t_both", "postgres"];
 
 /// Calls on a name, and per role of `ROLES` what it meets: `+` allowed, `p` policy, `f` function, `s` schema.
-const TABLE: [(&str, &str); 11] = [
+const TABLE: [(&str, &str); 17] = [
     ("SELECT vault.create_secret(NAME, 'x')", "sfpp+++"),
     ("SELECT vault.put_secret(NAME, 'x')", "sfpp+++"),
     ("SELECT vault.update_secret(NAME, value => 'x')", "sfpp+++"),
+    ("SELECT vault.create_secret_bytes(NAME, 'x')", "sfpp+++"),
+    ("SELECT vault.put_secret_bytes(NAME_OF_BYTES, 'x')", "sfpp+++"),
     ("SELECT vault.rotate_secret(NAME)", "sfpp+++"),
+    ("SELECT vault.roll_back_secret(NAME, 1)", "sfpp+++"),
+    ("SELECT vault.restore_secret(NAME_OF_DELETED)", "sfpp+++"),
     ("SELECT vault.delete_secret(NAME)", "sfpp+++"),
     ("SELECT vault.read_secret(NAME)", "sfp+p++"),
+    ("SELECT vault.read_secret_bytes(NAME)", "sfp+p++"),
+    ("SELECT * FROM vault.verify_bytes(NAME, 'x')", "sfp+p++"),
     ("SELECT * FROM vault.get_secret(NAME)", "sfp+p++"),
     ("SELECT * FROM vault.verify(NAME, 'x')", "sfp+p++"),
     ("SELECT * FROM vault.list_secrets(NAME)", "sfp++++"),
@@ -44,7 +50,10 @@ fn met(cell: char) -> Met {
 
 /// Runs a call and takes it back; its error, if it fails.
 fn attempt(client: &mut Client, call: &str, name: &str) -> Option<DbError> {
-    let sql = call.replace("NAME", &format!("'{name}'"));
+    let sql = call
+        .replace("NAME_OF_BYTES", &format!("'{name}/bytes'"))
+        .replace("NAME_OF_DELETED", &format!("'{name}/deleted'"))
+        .replace("NAME", &format!("'{name}'"));
     client.batch_execute("BEGIN").unwrap();
     let result = client.batch_execute(&sql);
     client.batch_execute("ROLLBACK").unwrap();
@@ -76,7 +85,11 @@ fn every_function_for_every_role() {
          CREATE ROLE t_admin LOGIN IN ROLE vault_admin;
          CREATE ROLE t_both LOGIN IN ROLE vault_reader, vault_admin;
          CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
-         SELECT vault.create_secret('exists/it', 'x', generator => '{}');",
+         SELECT vault.create_secret('exists/it', 'x', generator => '{}');
+         SELECT vault.put_secret('exists/it', 'y');
+         SELECT vault.create_secret_bytes('exists/it/bytes', 'x');
+         SELECT vault.create_secret('exists/it/deleted', 'x');
+         SELECT vault.delete_secret('exists/it/deleted', '1 day');",
     )
     .unwrap();
     // The table is complete: a function that is added must be given its row.
