@@ -48,6 +48,14 @@ CREATE FUNCTION vault.get_secret(
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'vault_get_secret';
 COMMENT ON FUNCTION vault.get_secret IS 'a secret with its value, user name and password, current or by version';
 
+CREATE FUNCTION vault.read_secrets(
+    names text[],
+    OUT name text, OUT kind vault.secret_kind, OUT format vault.secret_format, OUT version int,
+    OUT value text, OUT username text, OUT password text, OUT created_at timestamptz, OUT expires_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'vault_read_secrets';
+COMMENT ON FUNCTION vault.read_secrets IS 'get_secret for several names at once, at most hyperion_vault.max_batch; names that do not exist are left out';
+
 CREATE FUNCTION vault.verify(name text, candidate text, OUT valid boolean, OUT version int)
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_verify';
 COMMENT ON FUNCTION vault.verify IS 'whether the candidate is the current value or one still in grace, in constant time, and which version';
@@ -69,6 +77,10 @@ COMMENT ON FUNCTION vault.update_secret IS 'change the value or properties; NULL
 CREATE FUNCTION vault.rotate_secret(name text) RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_rotate_secret';
 COMMENT ON FUNCTION vault.rotate_secret IS 'replace the value by a generated one now; the previous version stays valid for the grace period';
+
+CREATE FUNCTION vault.rename_secret(name text, new_name text) RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_rename_secret';
+COMMENT ON FUNCTION vault.rename_secret IS 'give a secret another name; needs the rights to read and delete the old one and to create the new one';
 
 CREATE FUNCTION vault.roll_back_secret(name text, version int) RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_roll_back_secret';

@@ -8,7 +8,7 @@ use hyperion_vault_core::envelope::{self, Dek, DekContext, Format, Id, Plaintext
 
 use crate::dek_cache;
 use crate::error::{Kind, Result, VaultError};
-use crate::kms_client::{self, Generated};
+use crate::kms_client::{self, Generated, Wrapped};
 use crate::pg::spi::Spi;
 use crate::store::meta;
 use crate::store::secrets::{Fresh, Sealed};
@@ -129,7 +129,14 @@ impl Opener {
     /// The DEK through the key service. May take seconds: look the version up again afterwards.
     pub fn fetch(sealed: &Sealed) -> Result<Self> {
         let vault = vault()?;
-        Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped, &sealed.key_id)? })
+        Ok(Self { vault, dek: kms_client::unwrap(&wrapped(vault, sealed))? })
+    }
+
+    /// Those of several versions, in their order, at the same time.
+    pub fn fetch_all(versions: &[&Sealed]) -> Result<Vec<Self>> {
+        let vault = vault()?;
+        let wanted: Vec<_> = versions.iter().map(|sealed| wrapped(vault, sealed)).collect();
+        Ok(kms_client::unwrap_all(&wanted)?.into_iter().map(|dek| Self { vault, dek }).collect())
     }
 
     /// Takes the version's DEK out of the cache, now. Of the vault it was fetched for: that one may be gone too.
@@ -140,6 +147,13 @@ impl Opener {
     pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Plaintext> {
         let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
         Ok(envelope::open(&self.dek, &aad, &sealed.sealed)?)
+    }
+
+    /// The same value sealed for the same version under another name. The wrapped DEK is bound to ids and stays good.
+    pub fn seal_again(&self, name: &str, new_name: &str, sealed: &Sealed) -> Result<Vec<u8>> {
+        let value = self.open(name, sealed)?;
+        let aad = aad(self.vault, sealed.secret, new_name, sealed.version, sealed.format)?;
+        Ok(envelope::seal(&self.dek, &aad, value.as_bytes())?)
     }
 
     /// Straight into a result buffer of the right length.
@@ -155,6 +169,10 @@ fn vault() -> Result<Id> {
 
 fn context(vault: Id, sealed: &Sealed) -> DekContext {
     DekContext { vault, secret: sealed.secret, version: sealed.version_id }
+}
+
+fn wrapped(vault: Id, sealed: &Sealed) -> Wrapped<'_> {
+    Wrapped { context: context(vault, sealed), wrapped: &sealed.wrapped, key_id: &sealed.key_id }
 }
 
 /// Takes the key of a version that has run out out of the cache, now.

@@ -3,6 +3,7 @@
 //! Client backends, main thread. Declarations: sql/30_functions.sql.
 
 mod arguments;
+mod batch;
 mod create;
 mod gate;
 mod install;
@@ -10,6 +11,7 @@ mod keys;
 mod lifecycle;
 mod listing;
 mod read;
+mod rename;
 mod status;
 mod update;
 mod verify;
@@ -27,11 +29,13 @@ sql_function!(vault_put_secret_bytes, pg_finfo_vault_put_secret_bytes, create::p
 sql_function!(vault_update_secret, pg_finfo_vault_update_secret, update::update_secret);
 sql_function!(vault_rotate_secret, pg_finfo_vault_rotate_secret, update::rotate_secret);
 sql_function!(vault_roll_back_secret, pg_finfo_vault_roll_back_secret, update::roll_back_secret);
+sql_function!(vault_rename_secret, pg_finfo_vault_rename_secret, rename::rename_secret);
 sql_function!(vault_delete_secret, pg_finfo_vault_delete_secret, lifecycle::delete_secret);
 sql_function!(vault_restore_secret, pg_finfo_vault_restore_secret, lifecycle::restore_secret);
 sql_function!(vault_read_secret, pg_finfo_vault_read_secret, read::read_secret);
 sql_function!(vault_read_secret_bytes, pg_finfo_vault_read_secret_bytes, read::read_secret_bytes);
 sql_function!(vault_get_secret, pg_finfo_vault_get_secret, read::get_secret);
+sql_function!(vault_read_secrets, pg_finfo_vault_read_secrets, batch::read_secrets);
 sql_function!(vault_verify, pg_finfo_vault_verify, verify::verify);
 sql_function!(vault_verify_bytes, pg_finfo_vault_verify_bytes, verify::verify_bytes);
 sql_function!(vault_list_secrets, pg_finfo_vault_list_secrets, listing::list_secrets);

@@ -25,20 +25,26 @@ pub struct Found {
     pub version: Sealed,
 }
 
-/// Looks a version up as of now, and checks the secret's own address list.
-pub fn find(name: &str, version: Option<i32>) -> Result<Found> {
-    let Current { version: current, kind, allowed_ips, presence } =
-        secrets::any(name)?.ok_or_else(|| no_secret(name))?;
-    match presence {
-        Presence::Live => {}
-        Presence::Deleted { .. } => return Err(no_secret(name)),
+/// The live secret of that name as of now; refuses where its own address list does.
+pub fn current(name: &str) -> Result<Option<Current>> {
+    let Some(found) = secrets::any(name)? else { return Ok(None) };
+    match found.presence {
+        Presence::Live => {
+            gate::narrowed(found.allowed_ips.as_deref())?;
+            Ok(Some(found))
+        }
+        Presence::Deleted { .. } => Ok(None),
         Presence::Gone => {
             // Nobody was there to do so when it ran out.
-            keys::evict(&current)?;
-            return Err(no_secret(name));
+            keys::evict(&found.version)?;
+            Ok(None)
         }
     }
-    gate::narrowed(allowed_ips.as_deref())?;
+}
+
+/// Looks a version up as of now.
+pub fn find(name: &str, version: Option<i32>) -> Result<Found> {
+    let Current { version: current, kind, .. } = current(name)?.ok_or_else(|| no_secret(name))?;
     let Some(number) = version.filter(|number| *number != current.version) else {
         return Ok(Found { kind, version: current });
     };
@@ -131,19 +137,20 @@ pub fn get_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
     let rows = RowSet::begin(args)?;
     let (found, opener) = find_with_key(name, args.int(1))?;
-    push(&rows, name, &found, &opener)?;
+    push(&rows, name, &found, Some(&opener))?;
     rows.finish()
 }
 
 /// Adds the row of `get_secret`. Of a binary secret it has no value: bytes are no text, and a text that stands for them
-/// would be taken for the value.
-pub fn push(rows: &RowSet, name: &str, found: &Found, opener: &Opener) -> Result<()> {
+/// would be taken for the value. That row alone needs no key.
+pub fn push(rows: &RowSet, name: &str, found: &Found, opener: Option<&Opener>) -> Result<()> {
+    let opener = || opener.ok_or_else(|| VaultError::internal("a value without its key"));
     let version = &found.version;
     let text = |text: &str| Some(datum::varlena(text.as_bytes()));
     let (value, username, password) = match version.format {
-        Format::Opaque => (Some(opened(opener, name, version)?), None, None),
+        Format::Opaque => (Some(opened(opener()?, name, version)?), None, None),
         Format::Userpass => {
-            let payload = opener.open(name, version)?;
+            let payload = opener()?.open(name, version)?;
             let (username, password) = decode_userpass(payload.as_bytes())?;
             (None, text(username), text(password))
         }

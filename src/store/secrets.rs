@@ -324,6 +324,28 @@ pub fn restore(spi: &Spi, id: Id, now: Datum) -> Result<Datum> {
     returned(spi.run(&RESTORE, &[Bind::Uuid(id), Bind::Raw(Some(now))])?.first())
 }
 
+static RENAME: Statement = Statement::new(
+    sql!(
+        "UPDATE vault.secrets AS s SET name = $2, sealed = $3, updated_at = $4 WHERE s.id = $1 RETURNING ",
+        info!()
+    ),
+    &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::BYTEAOID, TIMESTAMPTZ],
+);
+
+/// Gives a locked secret another name, for which its current version has been sealed again. Raises `taken` if somebody
+/// took the name meanwhile.
+pub fn rename(
+    spi: &Spi,
+    id: Id,
+    new_name: &str,
+    sealed: &[u8],
+    now: Datum,
+    taken: impl Fn() -> VaultError + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> Result<Datum> {
+    let binds = [Bind::Uuid(id), Bind::Text(new_name), Bind::Bytes(sealed), Bind::Raw(Some(now))];
+    crate::pg::on_unique_violation(|| returned(spi.run(&RENAME, &binds)?.first()), taken)
+}
+
 static DELETE: Statement = Statement::new(c"DELETE FROM vault.secrets WHERE id = $1", &[pg_sys::UUIDOID]);
 
 /// Deletes a locked secret, whose superseded versions are deleted by now.

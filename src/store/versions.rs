@@ -58,6 +58,18 @@ pub fn by_number(secret: Id, version: i32) -> Result<Option<Sealed>> {
     Ok(found)
 }
 
+/// All superseded versions, in whatever state.
+pub fn all(secret: Id) -> Result<Vec<Sealed>> {
+    let mut found = Vec::new();
+    VERSIONS.with(|table| {
+        table.each(&[Key::Uuid(secret)], |row| {
+            found.push(read(row).ok_or_else(unreadable)?);
+            Ok(true)
+        })
+    })?;
+    Ok(found)
+}
+
 /// The superseded versions still in grace at `now`, newest first.
 pub fn in_grace(secret: Id, now: i64) -> Result<Vec<Sealed>> {
     let mut found = Vec::new();
@@ -101,6 +113,17 @@ pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
 
 fn key(row: Row<'_>) -> Option<(Id, Vec<u8>)> {
     Some((row.uuid(1)?, row.bytes(2)?.to_vec()))
+}
+
+static SEAL_AGAIN: Statement = Statement::new(
+    c"UPDATE vault.secret_versions SET sealed = $3 WHERE secret_id = $1 AND version = $2",
+    &[pg_sys::UUIDOID, pg_sys::INT4OID, pg_sys::BYTEAOID],
+);
+
+/// Replaces the sealed bytes of a superseded version of a locked secret, which is being renamed.
+pub fn seal_again(spi: &Spi, version: &Sealed, sealed: &[u8]) -> Result<()> {
+    let binds = [Bind::Uuid(version.secret), Bind::Int(version.version), Bind::Bytes(sealed)];
+    spi.run(&SEAL_AGAIN, &binds).map(drop)
 }
 
 static SUPERSEDED: Statement = Statement::query(

@@ -153,7 +153,7 @@ fn arguments() {
     let vault = cluster.vault();
     let (mut app, mut ops, mut root) = prepared(&vault);
     let before = state(&mut root);
-    assert_eq!((table(WRITERS).count(), table(READERS).count()), (139, 29));
+    assert_eq!((table(WRITERS).count(), table(READERS).count()), (142, 34));
     for case in table(WRITERS) {
         refused(&mut ops, case);
     }

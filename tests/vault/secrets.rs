@@ -4,8 +4,10 @@
 //! The trap: time. Nothing here waits for a clock: ends are moved into the past by a superuser, which is what waiting
 //! would do.
 
+mod batch;
 mod bytes;
 mod ends;
+mod rename;
 mod roll_back;
 
 use hyperion_vault_tests::{Ask, Client, Vault};

@@ -139,6 +139,9 @@ delete_secret('s', NULL) | 22023 | recovery_window must not be null | Pass a val
 delete_secret('s', '-1 s') | 22023 | recovery_window must not be negative | '30 days'
 delete_secret('s', '36501 days') | 22023 | recovery_window is too long | 36500 days
 restore_secret('s') | 55000 | secret "s" is not deleted | nothing to restore
+rename_secret('s', 'n') | 42501 | permission denied to read secret | vault_reader
+rename_secret('n', NULL) | 22023 | new_name must not be null | Pass a value for new_name
+rename_secret('s', '/n') | 22023 | must not start with "/" | such as db/password
 roll_back_secret('s', NULL) | 22023 | version must not be null | Pass a value for version
 roll_back_secret('s', 2) | 55000 | is at version 2 already | list_versions
 roll_back_secret('s', 3) | P0002 | has no version 3 | list_versions
@@ -158,6 +161,11 @@ rotate_secret('s') | 55000 | cannot be rotated | give it a generator
 
 /// Refused to a reader.
 pub const READERS: &str = r##"
+read_secrets(NULL) | 22023 | names must not be null | Pass a value for names
+read_secrets('{s,NULL}') | 22023 | names must not hold a NULL | db/password
+read_secrets('{s,a//b}') | 22023 | must not contain an empty segment | db/password
+read_secrets(array_fill('s'::text, array[257])) | 22023 | too many names at once | max_batch
+rename_secret('s', 'n') | 42501 | permission denied to delete secret | vault_admin
 verify_bytes('s', NULL) | 22023 | candidate must not be null | Pass a value for candidate
 read_secret_bytes('login') | 22023 | holds a username and password | vault.read_secret()
 read_secret_bytes('s', 0) | P0002 | no readable version 0 | list_versions
