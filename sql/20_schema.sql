@@ -5,7 +5,22 @@
 DO $schema$
 DECLARE
     problem text;
+    other text;
 BEGIN
+    -- supabase_vault, wherever it was put: its functions have our names, and take name and value the other way round.
+    SELECT e.extname INTO other
+      FROM pg_catalog.pg_extension e
+     WHERE e.extname OPERATOR(pg_catalog.=) 'supabase_vault'
+        OR e.extname OPERATOR(pg_catalog.<>) 'hyperion_vault'
+           AND e.extnamespace OPERATOR(pg_catalog.=) (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) 'vault')
+     ORDER BY e.extname OPERATOR(pg_catalog.=) 'supabase_vault' DESC LIMIT 1;
+    IF other IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = pg_catalog.format('hyperion_vault cannot live in one database with extension "%s"', other),
+            DETAIL = 'Both use schema "vault"; create_secret(name, value) of the one is create_secret(value, name) of the other.',
+            HINT = pg_catalog.format('Move its secrets as docs/migration.md describes, or run DROP EXTENSION %I, and then CREATE EXTENSION hyperion_vault.', other);
+    END IF;
     SELECT CASE
              WHEN NOT o.rolsuper THEN pg_catalog.format('It belongs to role %I, who is not a superuser.', o.rolname)
              WHEN EXISTS (SELECT FROM pg_catalog.aclexplode(n.nspacl) a

@@ -87,6 +87,10 @@ impl VaultError {
         self.kind == Kind::NotFound
     }
 
+    pub fn is_denied(&self) -> bool {
+        self.kind == Kind::Denied
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }

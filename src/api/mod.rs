@@ -15,6 +15,7 @@ mod rename;
 mod status;
 mod update;
 mod verify;
+mod view;
 mod writing;
 
 use crate::pg::fcinfo::sql_function;
@@ -41,3 +42,5 @@ sql_function!(vault_verify_bytes, pg_finfo_vault_verify_bytes, verify::verify_by
 sql_function!(vault_list_secrets, pg_finfo_vault_list_secrets, listing::list_secrets);
 sql_function!(vault_list_versions, pg_finfo_vault_list_versions, listing::list_versions);
 sql_function!(vault_status, pg_finfo_vault_status, status::status);
+sql_function!(vault_visible, pg_finfo_vault_visible, view::visible);
+sql_function!(vault_open, pg_finfo_vault_open, view::open);

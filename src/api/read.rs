@@ -102,10 +102,15 @@ pub fn admitted(args: &Args, action: Action) -> Result<&str> {
 pub fn read_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
     let (Found { version, .. }, opener) = find_with_key(name, args.int(1))?;
+    text(name, &version, &opener)
+}
+
+/// The value as text: that of an opaque secret, the password of a userpass one.
+pub fn text(name: &str, version: &Sealed, opener: &Opener) -> Result<Return> {
     match version.format {
-        Format::Opaque => opened(&opener, name, &version).map(Return::Value),
+        Format::Opaque => opened(opener, name, version).map(Return::Value),
         Format::Userpass => {
-            let payload = opener.open(name, &version)?;
+            let payload = opener.open(name, version)?;
             let (_, password) = decode_userpass(payload.as_bytes())?;
             Ok(Return::Value(datum::varlena(password.as_bytes())))
         }

@@ -70,6 +70,29 @@ impl Args {
         self.datum(index).map(|d| d.value() as i32)
     }
 
+    /// A `timestamptz` argument.
+    pub fn timestamp(&self, index: usize) -> Option<i64> {
+        self.datum(index).map(|d| d.value() as i64)
+    }
+
+    /// A `uuid` argument.
+    pub fn uuid(&self, index: usize) -> Option<hyperion_vault_core::envelope::Id> {
+        // SAFETY: declared uuid.
+        self.datum(index).map(|d| unsafe { datum::uuid_from(d) })
+    }
+
+    /// Whether the argument is the same for the whole statement, a constant or a bound parameter; also if nothing is
+    /// known of the call. Then it may be the planner that calls.
+    pub fn is_constant(&self, index: usize) -> bool {
+        // SAFETY: fcinfo is valid; flinfo, where set, is the executor's, and its expression lives as long.
+        unsafe {
+            let flinfo = (*self.fcinfo).flinfo;
+            flinfo.is_null()
+                || (*flinfo).fn_expr.is_null()
+                || pg_sys::get_fn_expr_arg_stable(flinfo, index as i32)
+        }
+    }
+
     /// A `jsonb` argument, in text form.
     pub fn jsonb(&self, index: usize) -> Option<String> {
         // SAFETY: declared jsonb.

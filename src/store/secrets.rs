@@ -103,7 +103,8 @@ fn read_current(row: &Tuple) -> Option<Result<Current>> {
     }))
 }
 
-fn presence(expires_at: Option<i64>, recover_until: Option<i64>) -> Presence {
+/// The presence, now, of a secret with these ends.
+pub fn presence(expires_at: Option<i64>, recover_until: Option<i64>) -> Presence {
     Presence::at(Timestamp(crate::pg::clock()), expires_at.map(Timestamp), recover_until.map(Timestamp))
 }
 

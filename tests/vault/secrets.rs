@@ -6,9 +6,12 @@
 
 mod batch;
 mod bytes;
+mod contexts;
 mod ends;
+mod neighbours;
 mod rename;
 mod roll_back;
+mod view;
 
 use hyperion_vault_tests::{Ask, Client, Vault};
 

@@ -155,9 +155,18 @@ fn every_function_for_every_role() {
     }
     // Private functions are nobody's.
     for role in ROLES.into_iter().filter(|role| *role != "postgres") {
-        for call in ["SELECT vault._inside()", "SELECT vault._check_install()"] {
-            let refused = attempt(&mut vault.session(role), call, "").unwrap();
-            assert_eq!(refused.code().code(), "42501", "{role}: {call}");
+        let refused = attempt(&mut vault.session(role), "SELECT vault._check_install()", "").unwrap();
+        assert_eq!(refused.code().code(), "42501", "{role}");
+        // What the policies and the view call, members may call too, and get nothing by it.
+        let member = ["t_user", "t_reader", "t_admin", "t_both"].contains(&role);
+        for (call, of_member) in [
+            ("SELECT 1 / (NOT vault._inside())::int", None),
+            ("SELECT 1 / (NOT vault._visible('exists/it', NULL, '-infinity', NULL))::int", None),
+            ("SELECT vault._open(gen_random_uuid(), 'exists/it', 'opaque')", Some("55000")),
+        ] {
+            let error = attempt(&mut vault.session(role), call, "");
+            let code = error.as_ref().map(|error| error.code().code());
+            assert_eq!(code, if member { of_member } else { Some("42501") }, "{role}: {call}");
         }
     }
 }
