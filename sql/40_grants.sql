@@ -15,7 +15,7 @@ BEGIN
     END LOOP;
     -- The policies and the view run these with the caller's rights. None of them gives away what he may not have.
     GRANT EXECUTE ON FUNCTION vault._inside(),
-        vault._visible(text, cidr[], timestamptz, timestamptz), vault._open(uuid, text, text)
+        vault._visible(text, cidr[], timestamptz, timestamptz), vault._open(uuid, text)
         TO vault_user, vault_reader, vault_admin;
     GRANT EXECUTE ON FUNCTION vault.status() TO pg_monitor;
     REVOKE ALL ON TYPE vault.secret_kind, vault.secret_format, vault.secret_info FROM PUBLIC;

@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 
-use hyperion_vault_core::envelope::Format;
 use hyperion_vault_core::policy::Action;
 
 use super::gate;
@@ -61,7 +60,7 @@ struct Key {
     opener: Opener,
 }
 
-/// The key of each name's current version, as far as there is one and it is needed.
+/// The key of each name's current version, as far as there is one.
 fn keys(names: &[String]) -> Result<Vec<Option<Key>>> {
     let mut keys: Vec<Option<Key>> = Vec::with_capacity(names.len());
     let mut cold: Vec<(usize, Sealed)> = Vec::new();
@@ -69,14 +68,14 @@ fn keys(names: &[String]) -> Result<Vec<Option<Key>>> {
         let version =
             with_scratch(|| current(name))?.map(|found| Sealed { sealed: Vec::new(), ..found.version });
         keys.push(match version {
-            Some(version) if version.format != Format::Binary => match Opener::cached(&version)? {
+            Some(version) => match Opener::cached(&version)? {
                 Some(opener) => Some(Key { version, opener }),
                 None => {
                     cold.push((keys.len(), version));
                     None
                 }
             },
-            _ => None,
+            None => None,
         });
     }
     let fetched = Opener::fetch_all(&cold.iter().map(|(_, version)| version).collect::<Vec<_>>())?;
@@ -106,11 +105,10 @@ fn read(rows: &RowSet, name: &str, key: Option<Key>) -> Result<()> {
     let Some(now) = now else { return Ok(()) };
     let found = Found { kind: now.kind, version: now.version };
     match key {
-        Some(key) => push(rows, name, &found, Some(&key.opener)),
-        None if found.version.format == Format::Binary => push(rows, name, &found, None),
+        Some(key) => push(rows, name, &found, &key.opener),
         // Made or replaced since the first look.
         None => match find_with_key(name, None) {
-            Ok((found, opener)) => push(rows, name, &found, Some(&opener)),
+            Ok((found, opener)) => push(rows, name, &found, &opener),
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         },

@@ -142,24 +142,27 @@ pub fn get_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
     let rows = RowSet::begin(args)?;
     let (found, opener) = find_with_key(name, args.int(1))?;
-    push(&rows, name, &found, Some(&opener))?;
+    push(&rows, name, &found, &opener)?;
     rows.finish()
 }
 
 /// Adds the row of `get_secret`. Of a binary secret it has no value: bytes are no text, and a text that stands for them
-/// would be taken for the value. That row alone needs no key.
-pub fn push(rows: &RowSet, name: &str, found: &Found, opener: Option<&Opener>) -> Result<()> {
-    let opener = || opener.ok_or_else(|| VaultError::internal("a value without its key"));
+/// would be taken for the value. It is opened all the same, so that NULL is never the word of somebody who has changed
+/// the row.
+pub fn push(rows: &RowSet, name: &str, found: &Found, opener: &Opener) -> Result<()> {
     let version = &found.version;
     let text = |text: &str| Some(datum::varlena(text.as_bytes()));
     let (value, username, password) = match version.format {
-        Format::Opaque => (Some(opened(opener()?, name, version)?), None, None),
+        Format::Opaque => (Some(opened(opener, name, version)?), None, None),
         Format::Userpass => {
-            let payload = opener()?.open(name, version)?;
+            let payload = opener.open(name, version)?;
             let (username, password) = decode_userpass(payload.as_bytes())?;
             (None, text(username), text(password))
         }
-        Format::Binary => (None, None, None),
+        Format::Binary => {
+            opener.open(name, version)?;
+            (None, None, None)
+        }
     };
     rows.push(&[
         text(name),

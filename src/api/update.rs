@@ -122,7 +122,7 @@ impl Update<'_> {
         }
         // Gone, but maybe replaced in the same transaction: then there always was a secret of this name.
         let Some(locked) = secrets::lock(&spi, self.name)? else { return Ok(Attempt::Overtaken) };
-        if locked.id != current.secret || !still_there(source.as_ref(), &locked)? {
+        if locked.id != current.secret || !self.still_there(source.as_ref(), &locked)? {
             return Ok(Attempt::Overtaken);
         }
         check_expected(self.name, self.expected, locked.version)?;
@@ -168,6 +168,19 @@ impl Update<'_> {
                 .detail("There never was one, or it has been purged.")
                 .hint("See vault.list_versions() for the versions that are kept.")
         })
+    }
+
+    /// Whether the version that was opened without a lock is still what it was, now that the secret is locked: the
+    /// current one (else the half that is kept would be an old one), or the one to roll back to.
+    fn still_there(&self, source: Option<&Sealed>, locked: &Locked) -> Result<bool> {
+        match (source, &self.value) {
+            (None, _) => Ok(true),
+            (Some(source), NewValue::Of(number)) => {
+                let now = versions::by_number(locked.id, *number)?;
+                Ok(now.is_some_and(|now| now.version_id == source.version_id))
+            }
+            (Some(source), _) => Ok(source.version_id == locked.version_id),
+        }
     }
 
     fn check_format(&self, format: Format) -> Result<()> {
@@ -249,17 +262,6 @@ impl Update<'_> {
         versions::keep_current(spi, locked.id, now)?;
         new.seal(self.name, version, &value, |fresh| secrets::replace(spi, locked.id, fresh, now))
     }
-}
-
-/// Whether a version that was opened without a lock is still what it was, now that the secret is locked.
-fn still_there(source: Option<&Sealed>, locked: &Locked) -> Result<bool> {
-    let Some(source) = source else { return Ok(true) };
-    if source.version_id == locked.version_id {
-        return Ok(true);
-    }
-    // A superseded one, if it is not (or no longer) the current one.
-    let now = versions::by_number(locked.id, source.version)?;
-    Ok(source.version < locked.version && now.is_some_and(|now| now.version_id == source.version_id))
 }
 
 /// How to make a new value for a locked secret.

@@ -17,6 +17,7 @@
 //! itself. The rows are as old as the query's snapshot: `_open` opens the secret as it is now, and only if it is the
 //! same secret; of one that has gone meanwhile the value is NULL.
 
+use hyperion_vault_core::envelope::Format;
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::Presence;
 use pgrx::pg_sys::Datum;
@@ -39,7 +40,7 @@ pub fn visible(args: &Args) -> Result<Return> {
     Ok(Return::Value(Datum::from(visible)))
 }
 
-/// `vault._open(id, name, format)`, on columns of a row.
+/// `vault._open(id, name)`, on columns of a row.
 pub fn open(args: &Args) -> Result<Return> {
     if args.is_constant(1) {
         return Err(VaultError::new(
@@ -51,7 +52,7 @@ pub fn open(args: &Args) -> Result<Return> {
     gate::environment()?;
     gate::plaintext()?;
     let (Some(id), Some(name)) = (args.uuid(0), args.text(1)) else { return Ok(Return::Null) };
-    if args.text(2) == Some("binary") || !gate::permitted(&[Action::Read], name) {
+    if !gate::permitted(&[Action::Read], name) {
         return Ok(Return::Null);
     }
     let (found, opener) = match find_with_key(name, None) {
@@ -61,6 +62,11 @@ pub fn open(args: &Args) -> Result<Return> {
         Err(error) => return Err(error),
     };
     if found.version.secret != id {
+        return Ok(Return::Null);
+    }
+    if found.version.format == Format::Binary {
+        // As in get_secret.
+        opener.open(name, &found.version)?;
         return Ok(Return::Null);
     }
     text(name, &found.version, &opener)

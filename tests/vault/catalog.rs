@@ -78,7 +78,7 @@ fn rules(lines: &BTreeSet<&str>) {
     }
     // Columns that callers may select (under that policy) hold nothing sealed and no key.
     let granted: Vec<_> = of("column ").into_iter().filter(|line| line.contains("RIGHTS")).collect();
-    assert_eq!(granted.len(), 9, "{granted:#?}");
+    assert_eq!(granted.len(), 8, "{granted:#?}");
     for column in granted {
         assert!(!["sealed", "wrapped_dek", "kms_key"].iter().any(|part| column.contains(part)), "{column}");
         assert!(!column.contains("=w/") && !column.contains("=rw/") && !column.contains("{=r/"), "{column}");

@@ -162,7 +162,7 @@ fn every_function_for_every_role() {
         for (call, of_member) in [
             ("SELECT 1 / (NOT vault._inside())::int", None),
             ("SELECT 1 / (NOT vault._visible('exists/it', NULL, '-infinity', NULL))::int", None),
-            ("SELECT vault._open(gen_random_uuid(), 'exists/it', 'opaque')", Some("55000")),
+            ("SELECT vault._open(gen_random_uuid(), 'exists/it')", Some("55000")),
         ] {
             let error = attempt(&mut vault.session(role), call, "");
             let code = error.as_ref().map(|error| error.code().code());

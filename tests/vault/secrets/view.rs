@@ -125,16 +125,16 @@ fn explain(app: &mut Client, root: &mut Client) {
         "SELECT * FROM vault.decrypted_secrets",
         "SELECT * FROM vault.decrypted_secrets WHERE name = 's/0001' AND decrypted_secret = 'value 1'",
         "SELECT * FROM vault.decrypted_secrets a JOIN vault.decrypted_secrets b USING (decrypted_secret)",
-        "SELECT vault._open(id, 's/0001', 'opaque') FROM vault.decrypted_secrets",
+        "SELECT vault._open(id, 's/0001') FROM vault.decrypted_secrets",
     ] {
         app.ask(&format!("EXPLAIN {sql}"));
         app.ask(&format!("EXPLAIN (VERBOSE, FORMAT JSON) {sql}"));
     }
     let id = app.ask("SELECT id FROM vault.decrypted_secrets WHERE name = 's/0001'");
     for sql in [
-        "SELECT vault._open('ID', 's/0001', 'opaque')",
-        "EXPLAIN SELECT FROM t WHERE n = vault._open('ID', 's/0001', 'opaque')",
-        "SELECT vault._open(i, n, f) FROM (VALUES ('ID'::uuid, 's/0001', 'opaque')) v(i, n, f)",
+        "SELECT vault._open('ID', 's/0001')",
+        "EXPLAIN SELECT FROM t WHERE n = vault._open('ID', 's/0001')",
+        "SELECT vault._open(i, n) FROM (VALUES ('ID'::uuid, 's/0001')) v(i, n)",
     ] {
         sqlstate!(app.try_ask(&sql.replace("ID", &id)), "55000", message: "for the view", hint: "vault.read_secret()");
     }
