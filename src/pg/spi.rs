@@ -74,7 +74,7 @@ pub struct Spi {
     /// Whether the tables' triggers have been looked at.
     looked: Cell<bool>,
     // Dropped after the connection is closed (fields drop after `drop` runs).
-    _scope: ServiceScope,
+    scope: ServiceScope,
 }
 
 impl Spi {
@@ -86,7 +86,12 @@ impl Spi {
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             return Err(VaultError::internal("SPI_connect failed"));
         }
-        Ok(Self { caller, looked: Cell::new(false), _scope: scope })
+        Ok(Self { caller, looked: Cell::new(false), scope })
+    }
+
+    /// See [`ServiceScope::prefer_index_order`].
+    pub fn prefer_index_order(&self) {
+        self.scope.prefer_index_order();
     }
 
     /// Runs the statement; what its rows (of a SELECT or RETURNING) give out stays valid as long as they do.

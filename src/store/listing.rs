@@ -66,6 +66,7 @@ pub fn list(
     if let Some(after) = after {
         start = start.max(format!("{after}{JUST_AFTER}"));
     }
+    spi.prefer_index_order();
     let mut left = max_rows;
     while left > 0 {
         let wanted = left.min(CHUNK);

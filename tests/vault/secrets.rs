@@ -9,6 +9,7 @@ mod bytes;
 mod contexts;
 mod ends;
 mod neighbours;
+mod paging;
 mod rename;
 mod roll_back;
 mod view;
