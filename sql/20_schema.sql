@@ -5,7 +5,22 @@
 DO $schema$
 DECLARE
     problem text;
+    other text;
 BEGIN
+    -- supabase_vault, wherever it was put: its functions have our names, and take name and value the other way round.
+    SELECT e.extname INTO other
+      FROM pg_catalog.pg_extension e
+     WHERE e.extname OPERATOR(pg_catalog.=) 'supabase_vault'
+        OR e.extname OPERATOR(pg_catalog.<>) 'hyperion_vault'
+           AND e.extnamespace OPERATOR(pg_catalog.=) (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) 'vault')
+     ORDER BY e.extname OPERATOR(pg_catalog.=) 'supabase_vault' DESC LIMIT 1;
+    IF other IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = pg_catalog.format('hyperion_vault cannot live in one database with extension "%s"', other),
+            DETAIL = 'Both use schema "vault"; create_secret(name, value) of the one is create_secret(value, name) of the other.',
+            HINT = pg_catalog.format('Move its secrets as docs/migration.md describes, or run DROP EXTENSION %I, and then CREATE EXTENSION hyperion_vault.', other);
+    END IF;
     SELECT CASE
              WHEN NOT o.rolsuper THEN pg_catalog.format('It belongs to role %I, who is not a superuser.', o.rolname)
              WHEN EXISTS (SELECT FROM pg_catalog.aclexplode(n.nspacl) a
@@ -55,7 +70,9 @@ CREATE TYPE vault.secret_info AS (
     kms_key_id text,
     created_at timestamptz,
     updated_at timestamptz,
-    version_created_at timestamptz
+    version_created_at timestamptz,
+    expires_at timestamptz,
+    recover_until timestamptz
 );
 COMMENT ON TYPE vault.secret_info IS 'what may be known of a secret without reading it; never plaintext';
 
@@ -122,11 +139,15 @@ CREATE TABLE vault.secrets (
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     version_created_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    recover_until timestamptz,
     CONSTRAINT secrets_name_key UNIQUE (name)
 );
 -- Ciphertext does not compress; trying costs time on every write.
 ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
+COMMENT ON COLUMN vault.secrets.expires_at IS 'when the secret runs out (expires_in): from then on it is gone, whether or not its row still stands';
+COMMENT ON COLUMN vault.secrets.recover_until IS 'deleted, and restorable until then; gone afterwards';
 
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
 -- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not

@@ -7,10 +7,18 @@ CREATE FUNCTION vault.create_secret(
     description text DEFAULT NULL, username text DEFAULT NULL, password text DEFAULT NULL,
     rotation_interval interval DEFAULT NULL, grace_period interval DEFAULT NULL,
     generator jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL,
-    keep_versions int DEFAULT NULL)
+    keep_versions int DEFAULT NULL, expires_in interval DEFAULT NULL)
     RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_create_secret';
 COMMENT ON FUNCTION vault.create_secret IS 'create a secret; the value is given, or generated where kind is automatic or a generator is named';
+
+CREATE FUNCTION vault.create_secret_bytes(
+    name text, value bytea, description text DEFAULT NULL, grace_period interval DEFAULT NULL,
+    metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL, keep_versions int DEFAULT NULL,
+    expires_in interval DEFAULT NULL)
+    RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_create_secret_bytes';
+COMMENT ON FUNCTION vault.create_secret_bytes IS 'create a secret of format binary';
 
 CREATE FUNCTION vault.put_secret(
     name text, value text, expected_version int DEFAULT NULL, description text DEFAULT NULL)
@@ -18,9 +26,19 @@ CREATE FUNCTION vault.put_secret(
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_put_secret';
 COMMENT ON FUNCTION vault.put_secret IS 'create or update, safe when raced; expected_version 0 means the secret must not exist';
 
+CREATE FUNCTION vault.put_secret_bytes(
+    name text, value bytea, expected_version int DEFAULT NULL, description text DEFAULT NULL)
+    RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_put_secret_bytes';
+COMMENT ON FUNCTION vault.put_secret_bytes IS 'put_secret for a secret of format binary';
+
 CREATE FUNCTION vault.read_secret(name text, version int DEFAULT NULL) RETURNS text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_read_secret';
 COMMENT ON FUNCTION vault.read_secret IS 'the value of a secret (the password of a userpass secret), current or by version';
+
+CREATE FUNCTION vault.read_secret_bytes(name text, version int DEFAULT NULL) RETURNS bytea
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_read_secret_bytes';
+COMMENT ON FUNCTION vault.read_secret_bytes IS 'the value of a binary secret, or the UTF-8 bytes of an opaque one, current or by version';
 
 CREATE FUNCTION vault.get_secret(
     name text, version int DEFAULT NULL,
@@ -30,16 +48,28 @@ CREATE FUNCTION vault.get_secret(
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'vault_get_secret';
 COMMENT ON FUNCTION vault.get_secret IS 'a secret with its value, user name and password, current or by version';
 
+CREATE FUNCTION vault.read_secrets(
+    names text[],
+    OUT name text, OUT kind vault.secret_kind, OUT format vault.secret_format, OUT version int,
+    OUT value text, OUT username text, OUT password text, OUT created_at timestamptz, OUT expires_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'vault_read_secrets';
+COMMENT ON FUNCTION vault.read_secrets IS 'get_secret for several names at once, at most hyperion_vault.max_batch; names that do not exist are left out';
+
 CREATE FUNCTION vault.verify(name text, candidate text, OUT valid boolean, OUT version int)
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_verify';
 COMMENT ON FUNCTION vault.verify IS 'whether the candidate is the current value or one still in grace, in constant time, and which version';
+
+CREATE FUNCTION vault.verify_bytes(name text, candidate bytea, OUT valid boolean, OUT version int)
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_verify_bytes';
+COMMENT ON FUNCTION vault.verify_bytes IS 'verify with a candidate of bytes';
 
 CREATE FUNCTION vault.update_secret(
     name text, value text DEFAULT NULL, kind vault.secret_kind DEFAULT NULL,
     description text DEFAULT NULL, username text DEFAULT NULL, password text DEFAULT NULL,
     rotation_interval interval DEFAULT NULL, grace_period interval DEFAULT NULL,
     generator jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL,
-    keep_versions int DEFAULT NULL, expected_version int DEFAULT NULL, reset text[] DEFAULT NULL)
+    keep_versions int DEFAULT NULL, expires_in interval DEFAULT NULL, expected_version int DEFAULT NULL, reset text[] DEFAULT NULL)
     RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_update_secret';
 COMMENT ON FUNCTION vault.update_secret IS 'change the value or properties; NULL leaves a property, reset clears the named ones';
@@ -48,14 +78,27 @@ CREATE FUNCTION vault.rotate_secret(name text) RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_rotate_secret';
 COMMENT ON FUNCTION vault.rotate_secret IS 'replace the value by a generated one now; the previous version stays valid for the grace period';
 
-CREATE FUNCTION vault.delete_secret(name text) RETURNS void
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_delete_secret';
-COMMENT ON FUNCTION vault.delete_secret IS 'destroy a secret and all its versions';
+CREATE FUNCTION vault.rename_secret(name text, new_name text) RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_rename_secret';
+COMMENT ON FUNCTION vault.rename_secret IS 'give a secret another name; needs the rights to read and delete the old one and to create the new one';
 
-CREATE FUNCTION vault.list_secrets(pattern text DEFAULT '*', after text DEFAULT NULL, max_rows int DEFAULT 1000)
+CREATE FUNCTION vault.roll_back_secret(name text, version int) RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_roll_back_secret';
+COMMENT ON FUNCTION vault.roll_back_secret IS 'make a new version with the value of an earlier one, in grace or retained';
+
+CREATE FUNCTION vault.delete_secret(name text, recovery_window interval DEFAULT '0') RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_delete_secret';
+COMMENT ON FUNCTION vault.delete_secret IS 'destroy a secret and all its versions, now or when the recovery window is over';
+
+CREATE FUNCTION vault.restore_secret(name text) RETURNS vault.secret_info
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_restore_secret';
+COMMENT ON FUNCTION vault.restore_secret IS 'bring a deleted secret back with all its versions, within its recovery window';
+
+CREATE FUNCTION vault.list_secrets(
+    pattern text DEFAULT '*', after text DEFAULT NULL, max_rows int DEFAULT 1000, deleted boolean DEFAULT false)
     RETURNS SETOF vault.secret_info
     LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 100 AS 'MODULE_PATHNAME', 'vault_list_secrets';
-COMMENT ON FUNCTION vault.list_secrets IS 'secrets in order of name, without values; pass the last name as "after" for the next page';
+COMMENT ON FUNCTION vault.list_secrets IS 'secrets in order of name, without values; pass the last name as "after" for the next page; deleted: those in their recovery window instead';
 
 CREATE FUNCTION vault.list_versions(
     name text, OUT version int, OUT state text, OUT created_at timestamptz, OUT expires_at timestamptz, OUT kms_key_id text)

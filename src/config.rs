@@ -45,6 +45,7 @@ static DEK_CACHE_SIZE: Int = Int::new(16_384);
 static DEK_CACHE_TTL_SECS: Int = Int::new(300);
 static DEK_CACHE_STALE_SECS: Int = Int::new(0);
 static KEEP_VERSIONS: Int = Int::new(5);
+static MAX_BATCH: Int = Int::new(256);
 static MAX_SECRET_BYTES: Int = Int::new(1_048_576);
 #[cfg(feature = "testing")]
 static TEST_FAULTS: Str = Str::new(Some(c""));
@@ -272,6 +273,15 @@ pub fn define() {
         plain,
     );
     int(
+        c"hyperion_vault.max_batch",
+        c"Most names that vault.read_secrets() takes at once.",
+        &MAX_BATCH,
+        1,
+        100_000,
+        Sighup,
+        plain,
+    );
+    int(
         c"hyperion_vault.max_secret_bytes",
         c"Longest value of a secret.",
         &MAX_SECRET_BYTES,
@@ -359,6 +369,10 @@ pub fn dek_cache_stale_ms() -> u64 {
 
 pub fn keep_versions() -> i32 {
     KEEP_VERSIONS.get()
+}
+
+pub fn max_batch() -> usize {
+    non_negative(&MAX_BATCH)
 }
 
 pub fn max_secret_bytes() -> usize {

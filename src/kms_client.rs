@@ -15,6 +15,7 @@
 //! bounded by the deadline alone and need not notice the death.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use hyperion_vault_core::cache::Lookup;
@@ -58,19 +59,88 @@ pub fn cached(digest: &[u8; 32]) -> Result<Option<Dek>> {
     })
 }
 
-/// The DEK behind `wrapped`, which the key of that id wrapped, through the worker, which caches it.
-pub fn unwrap(context: DekContext, wrapped: &[u8], key_id: &str) -> Result<Dek> {
-    let digest = context.cache_digest(wrapped);
-    let request = Request::UnwrapDek { context, wrapped: wrapped.to_vec(), key_id: key_id.to_owned() };
-    let answer = ask(&request, Some(&digest));
-    match answer {
-        Ok(Answered::Cached(dek) | Answered::Response(Response::Unwrapped { dek })) => Ok(dek),
-        Ok(_) => Err(unexpected()),
-        Err(failure) => match stale(&failure, &digest)? {
-            Some(dek) => Ok(dek),
-            None => Err(failure.into()),
-        },
+/// A wrapped DEK, the place it belongs to, and the id of the key that wrapped it.
+pub struct Wrapped<'a> {
+    pub context: DekContext,
+    pub wrapped: &'a [u8],
+    pub key_id: &'a str,
+}
+
+impl Wrapped<'_> {
+    fn digest(&self) -> [u8; 32] {
+        self.context.cache_digest(self.wrapped)
     }
+
+    fn request(&self) -> Request {
+        Request::UnwrapDek {
+            context: self.context,
+            wrapped: self.wrapped.to_vec(),
+            key_id: self.key_id.to_owned(),
+        }
+    }
+
+    /// What an answer comes to.
+    fn dek(&self, answer: Result<Answered, Failure>) -> Result<Dek> {
+        match answer {
+            Ok(Answered::Cached(dek) | Answered::Response(Response::Unwrapped { dek })) => Ok(dek),
+            Ok(_) => Err(unexpected()),
+            Err(failure) => match stale(&failure, &self.digest())? {
+                Some(dek) => Ok(dek),
+                None => Err(failure.into()),
+            },
+        }
+    }
+}
+
+/// The DEK behind `wrapped`, through the worker, which caches it.
+pub fn unwrap(wanted: &Wrapped<'_>) -> Result<Dek> {
+    wanted.dek(ask(&wanted.request(), Some(&wanted.digest())))
+}
+
+/// The DEKs behind several, in their order, asked for at the same time as far as the queue allows. Each request has the
+/// full deadline from when it got its slot. The first failure ends it.
+pub fn unwrap_all(wanted: &[Wrapped<'_>]) -> Result<Vec<Dek>> {
+    let area = area::get()?;
+    register_exit_callback();
+    // A quarter of the queue at most: other sessions want to read too.
+    let share = (area.slots.len() / 4).max(1);
+    let mut deks: Vec<Option<Dek>> = wanted.iter().map(|_| None).collect();
+    let mut under_way: VecDeque<(usize, Hold, u64)> = VecDeque::new();
+    for (index, one) in wanted.iter().enumerate() {
+        let hold = loop {
+            let deadline = deadline();
+            if under_way.len() < share
+                && let Some(hold) = claim_now(area)
+            {
+                break Some((hold, deadline));
+            }
+            // No slot, or enough of them: finish one of our own before waiting for somebody else's.
+            if let Some((earlier, mut hold, deadline)) = under_way.pop_front() {
+                deks[earlier] = Some(wanted[earlier].dek(answer(&mut hold, deadline))?);
+                continue;
+            }
+            break match claim(area, Some(&one.digest()), deadline) {
+                Ok(Claimed::Slot(hold)) => Some((hold, deadline)),
+                Ok(Claimed::Cached(dek)) => {
+                    deks[index] = Some(dek);
+                    None
+                }
+                Err(failure) => {
+                    deks[index] = Some(one.dek(Err(failure))?);
+                    None
+                }
+            };
+        };
+        if let Some((mut hold, deadline)) = hold {
+            submit(&mut hold, &one.request(), deadline)?;
+            under_way.push_back((index, hold, deadline));
+        }
+    }
+    while let Some((earlier, mut hold, deadline)) = under_way.pop_front() {
+        deks[earlier] = Some(wanted[earlier].dek(answer(&mut hold, deadline))?);
+    }
+    // Each was answered above, or the function left with the error.
+    deks.into_iter().map(|dek| dek.ok_or_else(unexpected)).collect()
 }
 
 /// Past its TTL an entry may serve while the key service cannot be asked; never when it has said no.
@@ -169,14 +239,25 @@ impl Drop for Hold {
     }
 }
 
+/// When a request that is made now has to be answered.
+fn deadline() -> u64 {
+    monotonic_ms() + config::kms_timeout().as_millis() as u64
+}
+
 fn ask(request: &Request, digest: Option<&[u8; 32]>) -> Result<Answered, Failure> {
     let area = area::get()?;
-    let deadline = monotonic_ms() + config::kms_timeout().as_millis() as u64;
+    let deadline = deadline();
     register_exit_callback();
     let mut hold = match claim(area, digest, deadline)? {
         Claimed::Slot(hold) => hold,
         Claimed::Cached(dek) => return Ok(Answered::Cached(dek)),
     };
+    submit(&mut hold, request, deadline)?;
+    answer(&mut hold, deadline)
+}
+
+/// Hands a request to the worker.
+fn submit(hold: &mut Hold, request: &Request, deadline: u64) -> Result<()> {
     let bytes = request
         .encode()
         .map_err(|_| VaultError::new(Kind::Corrupted, "wrapped key cannot be authenticated"))?;
@@ -185,11 +266,15 @@ fn ask(request: &Request, digest: Option<&[u8; 32]>) -> Result<Answered, Failure
         .write_request(ticket, request.op(), deadline, &bytes)
         .and_then(|()| hold.slot.submit(ticket))
         .map_err(|_| VaultError::internal("a request slot was lost while it was filled"))?;
-    if let Some(worker) = area.header.worker_proc() {
+    if let Some(worker) = hold.area.header.worker_proc() {
         latch::wake(worker);
     }
-    let response = wait(&mut hold, deadline)?;
-    match response {
+    Ok(())
+}
+
+/// Waits for the answer to a request.
+fn answer(hold: &mut Hold, deadline: u64) -> Result<Answered, Failure> {
+    match wait(hold, deadline)? {
         Response::Error { kind, message, detail, hint } => {
             Err(Failure::Service { kind, message, detail, hint })
         }
@@ -202,16 +287,18 @@ enum Claimed {
     Cached(Dek),
 }
 
-fn claim(area: Area, digest: Option<&[u8; 32]>, deadline: u64) -> Result<Claimed, Failure> {
+/// A free slot, if there is one.
+fn claim_now(area: Area) -> Option<Hold> {
     let me = latch::my_proc();
-    let try_once = || {
-        ipc::claim_any(area.slots, me.max(0) as usize, me).map(|(index, ticket)| Hold {
-            area,
-            slot: &area.slots[index],
-            ticket: Some(ticket),
-        })
-    };
-    if let Some(hold) = try_once() {
+    ipc::claim_any(area.slots, me.max(0) as usize, me).map(|(index, ticket)| Hold {
+        area,
+        slot: &area.slots[index],
+        ticket: Some(ticket),
+    })
+}
+
+fn claim(area: Area, digest: Option<&[u8; 32]>, deadline: u64) -> Result<Claimed, Failure> {
+    if let Some(hold) = claim_now(area) {
         return Ok(Claimed::Slot(hold));
     }
     let waiting = area.header.slot_freed.prepare();
@@ -221,7 +308,7 @@ fn claim(area: Area, digest: Option<&[u8; 32]>, deadline: u64) -> Result<Claimed
         {
             return Ok(Claimed::Cached(dek));
         }
-        if let Some(hold) = try_once() {
+        if let Some(hold) = claim_now(area) {
             return Ok(Claimed::Slot(hold));
         }
         let left = deadline.saturating_sub(monotonic_ms());

@@ -28,7 +28,8 @@ static ALLOCATOR: pg::alloc::Allocator = pg::alloc::Allocator;
 extension_sql_file!("../sql/10_roles.sql", name = "roles", bootstrap);
 extension_sql_file!("../sql/20_schema.sql", name = "schema", requires = ["roles"]);
 extension_sql_file!("../sql/30_functions.sql", name = "functions", requires = ["schema"]);
-extension_sql_file!("../sql/40_grants.sql", name = "grants", requires = ["functions"], finalize);
+extension_sql_file!("../sql/35_view.sql", name = "view", requires = ["functions"]);
+extension_sql_file!("../sql/40_grants.sql", name = "grants", requires = ["view"], finalize);
 
 /// Called once when the server loads the library.
 #[allow(non_snake_case)]

@@ -1,6 +1,6 @@
-//! Arguments that `create_secret` and `update_secret` share, validated before anything is asked of anyone.
+//! Arguments that the functions which create and update secrets share, validated before anything is asked of anyone.
 //!
-//! Client backends, main thread. Positions are those of sql/30_functions.sql, the same in both functions. No error
+//! Client backends, main thread. Positions are those of sql/30_functions.sql. No error
 //! here quotes a value: a caller who swapped two arguments must not find his secret in the log.
 
 use hyperion_vault_core::policy::allowlist::MAX_ITEMS;
@@ -11,20 +11,58 @@ use super::gate;
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::Args;
+use crate::store::secrets::Properties;
 
-mod position {
-    pub const VALUE: usize = 1;
-    pub const KIND: usize = 2;
-    pub const DESCRIPTION: usize = 3;
-    pub const USERNAME: usize = 4;
-    pub const PASSWORD: usize = 5;
-    pub const ROTATION_INTERVAL: usize = 6;
-    pub const GRACE_PERIOD: usize = 7;
-    pub const GENERATOR: usize = 8;
-    pub const METADATA: usize = 9;
-    pub const ALLOWED_IPS: usize = 10;
-    pub const KEEP_VERSIONS: usize = 11;
+/// Where a function has which argument.
+pub struct Positions {
+    value: usize,
+    kind: usize,
+    description: usize,
+    username: usize,
+    password: usize,
+    rotation_interval: usize,
+    grace_period: usize,
+    generator: usize,
+    metadata: usize,
+    allowed_ips: usize,
+    keep_versions: usize,
+    expires_in: usize,
 }
+
+/// An argument the function does not have: as if it were NULL.
+const NONE: usize = usize::MAX;
+
+/// `create_secret` and `update_secret`.
+pub const TEXT: Positions = Positions {
+    value: 1,
+    kind: 2,
+    description: 3,
+    username: 4,
+    password: 5,
+    rotation_interval: 6,
+    grace_period: 7,
+    generator: 8,
+    metadata: 9,
+    allowed_ips: 10,
+    keep_versions: 11,
+    expires_in: 12,
+};
+
+/// `create_secret_bytes`, whose value is not text and is read apart.
+pub const BYTES: Positions = Positions {
+    value: NONE,
+    kind: NONE,
+    description: 2,
+    username: NONE,
+    password: NONE,
+    rotation_interval: NONE,
+    grace_period: 3,
+    generator: NONE,
+    metadata: 4,
+    allowed_ips: 5,
+    keep_versions: 6,
+    expires_in: 7,
+};
 
 /// What the caller gave, NULL being nothing.
 pub struct Given<'a> {
@@ -40,45 +78,50 @@ pub struct Given<'a> {
     pub metadata: Option<Datum>,
     pub allowed_ips: Option<Datum>,
     pub keep_versions: Option<i32>,
+    pub expires_in: Option<Datum>,
 }
 
 impl<'a> Given<'a> {
-    pub fn parse(args: &'a Args) -> Result<Self> {
+    pub fn parse(args: &'a Args, at: &Positions) -> Result<Self> {
         let given = Self {
-            value: args.text(position::VALUE).map(checked_value).transpose()?,
-            username: args.text(position::USERNAME),
-            password: args.text(position::PASSWORD).map(checked_value).transpose()?,
-            automatic: args.enum_label(position::KIND).map(|label| label == "automatic"),
-            description: args.datum(position::DESCRIPTION),
-            rotation_interval: args.datum(position::ROTATION_INTERVAL),
-            grace_period: args.datum(position::GRACE_PERIOD),
-            generator: match (args.jsonb(position::GENERATOR), args.datum(position::GENERATOR)) {
+            value: args.text(at.value).map(checked_value).transpose()?,
+            username: args.text(at.username),
+            password: args.text(at.password).map(checked_value).transpose()?,
+            automatic: args.enum_label(at.kind).map(|label| label == "automatic"),
+            description: args.datum(at.description),
+            rotation_interval: args.datum(at.rotation_interval),
+            grace_period: args.datum(at.grace_period),
+            generator: match (args.jsonb(at.generator), args.datum(at.generator)) {
                 (Some(text), Some(datum)) => Some((Generator::parse(&text)?, datum)),
                 _ => None,
             },
-            metadata: args.datum(position::METADATA),
-            allowed_ips: args.datum(position::ALLOWED_IPS),
-            keep_versions: args.int(position::KEEP_VERSIONS),
+            metadata: args.datum(at.metadata),
+            allowed_ips: args.datum(at.allowed_ips),
+            keep_versions: args.int(at.keep_versions),
+            expires_in: args.datum(at.expires_in),
         };
         if let Some(username) = given.username {
             limits::username(username)?;
         }
-        if let Some(description) = args.text(position::DESCRIPTION) {
+        if let Some(description) = args.text(at.description) {
             limits::description(description)?;
         }
-        if let Some(interval) = args.interval(position::ROTATION_INTERVAL) {
+        if let Some(interval) = args.interval(at.rotation_interval) {
             limits::rotation_interval(parts(interval))?;
         }
-        if let Some(interval) = args.interval(position::GRACE_PERIOD) {
+        if let Some(interval) = args.interval(at.grace_period) {
             limits::grace_period(parts(interval))?;
         }
-        if let Some(metadata) = args.jsonb(position::METADATA) {
+        if let Some(interval) = args.interval(at.expires_in) {
+            limits::expires_in(parts(interval))?;
+        }
+        if let Some(metadata) = args.jsonb(at.metadata) {
             limits::metadata(&metadata)?;
         }
         if let Some(keep) = given.keep_versions {
             limits::keep_versions(keep)?;
         }
-        match args.cidr_array(position::ALLOWED_IPS) {
+        match args.cidr_array(at.allowed_ips) {
             Some(Ok(list)) if list.len() > MAX_ITEMS => {
                 return Err(VaultError::new(Kind::Invalid, "allowed_ips has too many entries")
                     .detail(format!("It has {}; at most {MAX_ITEMS} are allowed.", list.len()))
@@ -98,6 +141,37 @@ impl<'a> Given<'a> {
 fn checked_value(value: &str) -> Result<&str> {
     limits::text_value(value, config::max_secret_bytes())?;
     Ok(value)
+}
+
+impl Given<'_> {
+    pub fn properties(&self) -> Properties {
+        Properties {
+            automatic: self.automatic,
+            description: self.description,
+            metadata: self.metadata,
+            rotation_interval: self.rotation_interval,
+            grace_period: self.grace_period,
+            generator: self.generator.as_ref().map(|(_, datum)| *datum),
+            allowed_ips: self.allowed_ips,
+            keep_versions: self.keep_versions,
+            expires_in: self.expires_in,
+        }
+    }
+}
+
+/// A value argument of type bytea.
+pub fn bytes(argument: Option<&[u8]>) -> Result<&[u8]> {
+    let value = argument.ok_or_else(|| gate::null("value"))?;
+    limits::binary_value(value, config::max_secret_bytes())?;
+    Ok(value)
+}
+
+/// A recovery window, and whether it is longer than nothing.
+pub fn recovery_window(args: &Args, position: usize) -> Result<(Datum, bool)> {
+    let (Some(interval), Some(datum)) = (args.interval(position), args.datum(position)) else {
+        return Err(gate::null("recovery_window"));
+    };
+    Ok((datum, limits::recovery_window(parts(interval))?.micros() > 0))
 }
 
 /// A value argument of `put_secret`.

@@ -97,17 +97,27 @@ pub fn permitted(actions: &[Action], name: &str) -> bool {
 
 /// Refuses unless the current role may do one of `actions` to `name`.
 pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
-    if permitted(actions, name) {
-        return Ok(());
+    if permitted(actions, name) { Ok(()) } else { Err(denied(actions, name)) }
+}
+
+/// Refuses unless the current role may do `action` to each of `names`. Who the role is, is asked once.
+pub fn authorize_each<'a>(action: Action, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let caller = caller();
+    match names.into_iter().find(|name| !decide(&caller, action, name).is_allowed()) {
+        None => Ok(()),
+        Some(name) => Err(denied(&[action], name)),
     }
+}
+
+fn denied(actions: &[Action], name: &str) -> VaultError {
     let needed = match actions.first() {
         Some(Action::Read | Action::Verify) => "vault_reader",
         Some(Action::List) => "vault_reader or vault_admin",
         _ => "vault_admin",
     };
     let action = actions.first().map_or("do that", |action| action.as_str());
-    Err(VaultError::new(Kind::Denied, format!("permission denied to {action} secret \"{name}\""))
-        .hint(format!("The role needs the privileges of {needed}.")))
+    VaultError::new(Kind::Denied, format!("permission denied to {action} secret \"{name}\""))
+        .hint(format!("The role needs the privileges of {needed}."))
 }
 
 /// Refuses unless the current role may do `what` to the vault as a whole.

@@ -4,11 +4,11 @@
 //! no lock of ours, then lock, then check that what was assumed still holds, else start over. A DEK is bound to vault,
 //! secret and version by *ids*, so it stays good while version numbers move under it.
 
-use hyperion_vault_core::envelope::{self, Dek, DekContext, Id, Plaintext, SecretAad};
+use hyperion_vault_core::envelope::{self, Dek, DekContext, Format, Id, Plaintext, SecretAad};
 
 use crate::dek_cache;
 use crate::error::{Kind, Result, VaultError};
-use crate::kms_client::{self, Generated};
+use crate::kms_client::{self, Generated, Wrapped};
 use crate::pg::spi::Spi;
 use crate::store::meta;
 use crate::store::secrets::{Fresh, Sealed};
@@ -58,9 +58,8 @@ impl NewVersion {
         value: &Value<'_>,
         store: impl FnOnce(&Fresh<'_>) -> Result<R>,
     ) -> Result<R> {
-        let payload = value.payload();
         let aad = aad(self.vault, self.secret, name, version, value.format())?;
-        let sealed = envelope::seal(&self.key.dek, &aad, payload.as_bytes())?;
+        let sealed = value.with_payload(|payload| envelope::seal(&self.key.dek, &aad, payload))?;
         let context = DekContext { vault: self.vault, secret: self.secret, version: self.version_id };
         dek_cache::sealed(context.cache_digest(&self.key.wrapped), &self.key.dek)?;
         store(&Fresh {
@@ -76,26 +75,39 @@ impl NewVersion {
 /// A value to be sealed.
 pub enum Value<'a> {
     Opaque(&'a str),
-    Userpass { username: &'a str, password: &'a str },
+    Binary(&'a [u8]),
+    Userpass {
+        username: &'a str,
+        password: &'a str,
+    },
+    /// What another version of the same secret held.
+    Opened(Format, &'a Plaintext),
 }
 
 impl Value<'_> {
-    pub fn format(&self) -> envelope::Format {
+    pub fn format(&self) -> Format {
         match self {
-            Value::Opaque(_) => envelope::Format::Opaque,
-            Value::Userpass { .. } => envelope::Format::Userpass,
+            Value::Opaque(_) => Format::Opaque,
+            Value::Binary(_) => Format::Binary,
+            Value::Userpass { .. } => Format::Userpass,
+            Value::Opened(format, _) => *format,
         }
     }
 
-    fn payload(&self) -> Plaintext {
+    /// Calls `f` with the bytes to be sealed. Only those of a userpass value are put together, and wiped afterwards.
+    fn with_payload<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
         match self {
-            Value::Opaque(value) => Plaintext::new(value.as_bytes().to_vec()),
-            Value::Userpass { username, password } => envelope::encode_userpass(username, password),
+            Value::Opaque(value) => f(value.as_bytes()),
+            Value::Binary(value) => f(value),
+            Value::Userpass { username, password } => {
+                f(envelope::encode_userpass(username, password).as_bytes())
+            }
+            Value::Opened(_, payload) => f(payload.as_bytes()),
         }
     }
 }
 
-fn aad(vault: Id, secret: Id, name: &str, version: i32, format: envelope::Format) -> Result<SecretAad<'_>> {
+fn aad(vault: Id, secret: Id, name: &str, version: i32, format: Format) -> Result<SecretAad<'_>> {
     let version = u32::try_from(version).map_err(|_| crate::store::secrets::unreadable())?;
     Ok(SecretAad { vault, secret, name, version, format })
 }
@@ -117,7 +129,14 @@ impl Opener {
     /// The DEK through the key service. May take seconds: look the version up again afterwards.
     pub fn fetch(sealed: &Sealed) -> Result<Self> {
         let vault = vault()?;
-        Ok(Self { vault, dek: kms_client::unwrap(context(vault, sealed), &sealed.wrapped, &sealed.key_id)? })
+        Ok(Self { vault, dek: kms_client::unwrap(&wrapped(vault, sealed))? })
+    }
+
+    /// Those of several versions, in their order, at the same time.
+    pub fn fetch_all(versions: &[&Sealed]) -> Result<Vec<Self>> {
+        let vault = vault()?;
+        let wanted: Vec<_> = versions.iter().map(|sealed| wrapped(vault, sealed)).collect();
+        Ok(kms_client::unwrap_all(&wanted)?.into_iter().map(|dek| Self { vault, dek }).collect())
     }
 
     /// Takes the version's DEK out of the cache, now. Of the vault it was fetched for: that one may be gone too.
@@ -128,6 +147,13 @@ impl Opener {
     pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Plaintext> {
         let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
         Ok(envelope::open(&self.dek, &aad, &sealed.sealed)?)
+    }
+
+    /// The same value sealed for the same version under another name. The wrapped DEK is bound to ids and stays good.
+    pub fn seal_again(&self, name: &str, new_name: &str, sealed: &Sealed) -> Result<Vec<u8>> {
+        let value = self.open(name, sealed)?;
+        let aad = aad(self.vault, sealed.secret, new_name, sealed.version, sealed.format)?;
+        Ok(envelope::seal(&self.dek, &aad, value.as_bytes())?)
     }
 
     /// Straight into a result buffer of the right length.
@@ -143,6 +169,18 @@ fn vault() -> Result<Id> {
 
 fn context(vault: Id, sealed: &Sealed) -> DekContext {
     DekContext { vault, secret: sealed.secret, version: sealed.version_id }
+}
+
+fn wrapped(vault: Id, sealed: &Sealed) -> Wrapped<'_> {
+    Wrapped { context: context(vault, sealed), wrapped: &sealed.wrapped, key_id: &sealed.key_id }
+}
+
+/// Takes the key of a version that has run out out of the cache, now.
+pub fn evict(sealed: &Sealed) -> Result<()> {
+    if let Some(vault) = meta::vault_id()? {
+        dek_cache::evict(&[context(vault, sealed).cache_digest(&sealed.wrapped)]);
+    }
+    Ok(())
 }
 
 /// Takes the keys of deleted versions out of the cache when the transaction commits.

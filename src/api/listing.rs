@@ -12,12 +12,12 @@ use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
 use crate::pg::srf::RowSet;
-use crate::store::{secrets, versions};
+use crate::store::{listing, versions};
 
 /// The most rows one call returns: each is about a kilobyte, and the result is held in memory.
 const MAX_ROWS: i32 = 10_000;
 
-/// `vault.list_secrets(pattern, after, max_rows)`.
+/// `vault.list_secrets(pattern, after, max_rows, deleted)`.
 pub fn list_secrets(args: &Args) -> Result<Return> {
     gate::environment()?;
     let pattern = Pattern::parse(args.text(0).ok_or_else(|| gate::null("pattern"))?)?;
@@ -28,9 +28,10 @@ pub fn list_secrets(args: &Args) -> Result<Return> {
             .detail(format!("It is {max_rows}; from 1 to {MAX_ROWS} is allowed."))
             .hint("Pass the last name of a page as \"after\" to get the next."));
     }
+    let deleted = args.bool(3).ok_or_else(|| gate::null("deleted"))?;
     let rows = RowSet::begin(args)?;
     let spi = Spi::connect()?;
-    secrets::list(&spi, &pattern, args.text(1), max_rows, |info| rows.push_composite(info))?;
+    listing::list(&spi, &pattern, args.text(1), max_rows, deleted, |info| rows.push_composite(info))?;
     drop(spi);
     rows.finish()
 }
@@ -52,7 +53,7 @@ pub fn list_versions(args: &Args) -> Result<Return> {
             listed.created_at,
             listed.expires_at,
             listed.kms_key_id,
-        ]);
+        ])
     })?;
     drop(spi);
     if found == 0 {

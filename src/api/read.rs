@@ -1,16 +1,16 @@
-//! `read_secret`, `get_secret`, `verify`: the functions that open values.
+//! `read_secret`, `read_secret_bytes`, `get_secret`: the functions that open one value.
 //!
 //! Client backends, main thread, primary or standby. A value is only ever opened from a lookup made *after* its key
 //! was at hand: while the key service is asked, the secret may be deleted, replaced or expire, and then its value is
 //! not returned any more.
 
-use hyperion_vault_core::envelope::{Format, constant_time_eq, decode_userpass, plaintext_len};
+use hyperion_vault_core::envelope::{Format, decode_userpass, plaintext_len};
 use hyperion_vault_core::policy::Action;
-use hyperion_vault_core::secret::{Timestamp, VersionState};
+use hyperion_vault_core::secret::{Presence, Timestamp, VersionState};
 use pgrx::pg_sys::Datum;
 
 use super::gate::{self, no_secret};
-use super::keys::{ATTEMPTS, Opener, overtaken};
+use super::keys::{self, ATTEMPTS, Opener, overtaken};
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
@@ -19,17 +19,32 @@ use crate::store::secrets::{self, Current, Sealed};
 use crate::store::versions;
 
 /// A secret, and the version of it that was asked for.
-struct Found {
+pub struct Found {
     /// The enum value of the secret's kind.
-    kind: Datum,
-    version: Sealed,
+    pub kind: Datum,
+    pub version: Sealed,
 }
 
-/// Looks a version up as of now, and checks the secret's own address list.
-fn find(name: &str, version: Option<i32>) -> Result<Found> {
-    let Current { version: current, kind, allowed_ips } =
-        secrets::current(name)?.ok_or_else(|| no_secret(name))?;
-    gate::narrowed(allowed_ips.as_deref())?;
+/// The live secret of that name as of now; refuses where its own address list does.
+pub fn current(name: &str) -> Result<Option<Current>> {
+    let Some(found) = secrets::any(name)? else { return Ok(None) };
+    match found.presence {
+        Presence::Live => {
+            gate::narrowed(found.allowed_ips.as_deref())?;
+            Ok(Some(found))
+        }
+        Presence::Deleted { .. } => Ok(None),
+        Presence::Gone => {
+            // Nobody was there to do so when it ran out.
+            keys::evict(&found.version)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Looks a version up as of now.
+pub fn find(name: &str, version: Option<i32>) -> Result<Found> {
+    let Current { version: current, kind, .. } = current(name)?.ok_or_else(|| no_secret(name))?;
     let Some(number) = version.filter(|number| *number != current.version) else {
         return Ok(Found { kind, version: current });
     };
@@ -52,7 +67,7 @@ fn now() -> Timestamp {
 }
 
 /// Finds a version and its key. If the key had to be fetched, finds the version again.
-fn find_with_key(name: &str, version: Option<i32>) -> Result<(Found, Opener)> {
+pub fn find_with_key(name: &str, version: Option<i32>) -> Result<(Found, Opener)> {
     for _ in 0..ATTEMPTS {
         let found = find(name, version)?;
         if let Some(opener) = Opener::cached(&found.version)? {
@@ -75,7 +90,7 @@ fn find_with_key(name: &str, version: Option<i32>) -> Result<(Found, Opener)> {
 }
 
 /// What every function here asks first.
-fn admitted(args: &Args, action: Action) -> Result<&str> {
+pub fn admitted(args: &Args, action: Action) -> Result<&str> {
     gate::environment()?;
     let name = gate::name(args.text(0))?.as_str();
     gate::authorize(&[action], name)?;
@@ -87,46 +102,71 @@ fn admitted(args: &Args, action: Action) -> Result<&str> {
 pub fn read_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
     let (Found { version, .. }, opener) = find_with_key(name, args.int(1))?;
+    text(name, &version, &opener)
+}
+
+/// The value as text: that of an opaque secret, the password of a userpass one.
+pub fn text(name: &str, version: &Sealed, opener: &Opener) -> Result<Return> {
     match version.format {
-        // Opened in place: no buffer of ours ever holds the value.
-        Format::Opaque => {
-            let value = datum::varlena_with(plaintext_len(&version.sealed)?, |out| {
-                opener.open_into(name, &version, out)
-            })?;
-            Ok(Return::Value(value))
-        }
+        Format::Opaque => opened(opener, name, version).map(Return::Value),
         Format::Userpass => {
-            let payload = opener.open(name, &version)?;
+            let payload = opener.open(name, version)?;
             let (_, password) = decode_userpass(payload.as_bytes())?;
             Ok(Return::Value(datum::varlena(password.as_bytes())))
         }
-        Format::Binary => Err(binary(name)),
+        Format::Binary => Err(VaultError::new(Kind::Invalid, format!("secret \"{name}\" is binary"))
+            .hint("Use vault.read_secret_bytes().")),
     }
 }
 
-fn binary(name: &str) -> VaultError {
-    VaultError::new(Kind::Invalid, format!("secret \"{name}\" is binary"))
-        .hint("This version reads and writes text only.")
+/// `vault.read_secret_bytes(name, version)`.
+pub fn read_secret_bytes(args: &Args) -> Result<Return> {
+    let name = admitted(args, Action::Read)?;
+    let (Found { version, .. }, opener) = find_with_key(name, args.int(1))?;
+    match version.format {
+        Format::Binary | Format::Opaque => opened(&opener, name, &version).map(Return::Value),
+        Format::Userpass => {
+            Err(VaultError::new(Kind::Invalid, format!("secret \"{name}\" holds a username and password"))
+                .hint("Use vault.read_secret() for the password, or vault.get_secret()."))
+        }
+    }
+}
+
+/// The value as a text or bytea, opened in place: no buffer of ours ever holds it.
+fn opened(opener: &Opener, name: &str, version: &Sealed) -> Result<Datum> {
+    datum::varlena_with(plaintext_len(&version.sealed)?, |out| opener.open_into(name, version, out))
 }
 
 /// `vault.get_secret(name, version)`.
 pub fn get_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
     let rows = RowSet::begin(args)?;
-    let (Found { version, kind }, opener) = find_with_key(name, args.int(1))?;
-    let payload = opener.open(name, &version)?;
+    let (found, opener) = find_with_key(name, args.int(1))?;
+    push(&rows, name, &found, &opener)?;
+    rows.finish()
+}
+
+/// Adds the row of `get_secret`. Of a binary secret it has no value: bytes are no text, and a text that stands for them
+/// would be taken for the value. It is opened all the same, so that NULL is never the word of somebody who has changed
+/// the row.
+pub fn push(rows: &RowSet, name: &str, found: &Found, opener: &Opener) -> Result<()> {
+    let version = &found.version;
     let text = |text: &str| Some(datum::varlena(text.as_bytes()));
     let (value, username, password) = match version.format {
-        Format::Opaque => (text(payload.as_str()?), None, None),
+        Format::Opaque => (Some(opened(opener, name, version)?), None, None),
         Format::Userpass => {
+            let payload = opener.open(name, version)?;
             let (username, password) = decode_userpass(payload.as_bytes())?;
             (None, text(username), text(password))
         }
-        Format::Binary => return Err(binary(name)),
+        Format::Binary => {
+            opener.open(name, version)?;
+            (None, None, None)
+        }
     };
     rows.push(&[
         text(name),
-        Some(kind),
+        Some(found.kind),
         Some(datum::enum_value("vault.secret_format", version.format.as_str())),
         Some(Datum::from(version.version)),
         value,
@@ -134,66 +174,5 @@ pub fn get_secret(args: &Args) -> Result<Return> {
         password,
         Some(Datum::from(version.created_at)),
         version.expires_at.map(Datum::from),
-    ]);
-    rows.finish()
-}
-
-/// `vault.verify(name, candidate)`: compares with every live version, whatever the earlier ones said, so that the
-/// time taken does not tell which one matched.
-pub fn verify(args: &Args) -> Result<Return> {
-    let name = admitted(args, Action::Verify)?;
-    let candidate = args.text(1).ok_or_else(|| gate::null("candidate"))?;
-    for _ in 0..ATTEMPTS {
-        let live = live(name)?;
-        let mut fetched = false;
-        let mut openers = Vec::with_capacity(live.len());
-        for version in &live {
-            openers.push(match Opener::cached(version)? {
-                Some(opener) => opener,
-                None => {
-                    fetched = true;
-                    Opener::fetch(version)?
-                }
-            });
-        }
-        if fetched {
-            let again = self::live(name);
-            let same = |(a, b): (&Sealed, &Sealed)| a.version_id == b.version_id && a.wrapped == b.wrapped;
-            let unchanged =
-                |again: &Vec<Sealed>| again.len() == live.len() && again.iter().zip(&live).all(same);
-            if !again.as_ref().is_ok_and(unchanged) {
-                // As in `find_with_key`. A key too many costs one call.
-                for (version, opener) in live.iter().zip(&openers) {
-                    opener.evict(version);
-                }
-                again?;
-                continue;
-            }
-        }
-        let mut matched = None;
-        for (version, opener) in live.iter().zip(&openers) {
-            let payload = opener.open(name, version)?;
-            let equal = match version.format {
-                Format::Opaque | Format::Binary => constant_time_eq(payload.as_bytes(), candidate.as_bytes()),
-                Format::Userpass => {
-                    let (_, password) = decode_userpass(payload.as_bytes())?;
-                    constant_time_eq(password.as_bytes(), candidate.as_bytes())
-                }
-            };
-            // Newest first: the first match is the newest.
-            if equal && matched.is_none() {
-                matched = Some(version.version);
-            }
-        }
-        let mut values = [Datum::from(matched.is_some()), matched.map_or(Datum::null(), Datum::from)];
-        return Ok(args.row(&mut values, &mut [false, matched.is_none()]));
-    }
-    Err(overtaken(name))
-}
-
-/// The current version and those in grace, newest first.
-fn live(name: &str) -> Result<Vec<Sealed>> {
-    let Found { version: current, .. } = find(name, None)?;
-    let grace = versions::in_grace(current.secret, now().0)?;
-    Ok(std::iter::once(current).chain(grace).collect())
+    ])
 }

@@ -16,22 +16,23 @@ use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
 use crate::pg::{datum, identity, shmem};
-use crate::store::{meta, secrets, versions};
+use crate::store::{listing, meta, versions};
 
 pub fn status(_args: &Args) -> Result<Return> {
     gate::environment()?;
     let area = area::get()?;
-    let ((secrets, automatic), (superseded, grace)) = {
+    let (secrets, (superseded, grace)) = {
         let spi = Spi::connect()?;
-        (secrets::count(&spi)?, versions::count(&spi)?)
+        (listing::count(&spi)?, versions::count(&spi)?)
     };
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "vault_id": meta::vault_id()?.map(|id| id.to_string()),
         "in_recovery": identity::in_recovery(),
-        "secrets": secrets,
-        "automatic": automatic,
-        "active_versions": secrets,
+        "secrets": secrets.live,
+        "automatic": secrets.automatic,
+        "deleted": secrets.deleted,
+        "active_versions": secrets.live,
         "grace_versions": grace,
         "retained_versions": superseded - grace,
         "workers": [worker(&area)],

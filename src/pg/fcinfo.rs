@@ -54,9 +54,43 @@ impl Args {
         self.datum(index).and_then(|d| std::str::from_utf8(unsafe { datum::varlena_bytes(d) }).ok())
     }
 
+    /// A `bytea` argument.
+    pub fn bytes(&self, index: usize) -> Option<&[u8]> {
+        // SAFETY: declared bytea; stays in place during the call, which outlives `&self`.
+        self.datum(index).map(|d| unsafe { datum::varlena_bytes(d) })
+    }
+
+    /// A `boolean` argument.
+    pub fn bool(&self, index: usize) -> Option<bool> {
+        self.datum(index).map(|d| d.value() & 0xff != 0)
+    }
+
     /// An `int` argument.
     pub fn int(&self, index: usize) -> Option<i32> {
         self.datum(index).map(|d| d.value() as i32)
+    }
+
+    /// A `timestamptz` argument.
+    pub fn timestamp(&self, index: usize) -> Option<i64> {
+        self.datum(index).map(|d| d.value() as i64)
+    }
+
+    /// A `uuid` argument.
+    pub fn uuid(&self, index: usize) -> Option<hyperion_vault_core::envelope::Id> {
+        // SAFETY: declared uuid.
+        self.datum(index).map(|d| unsafe { datum::uuid_from(d) })
+    }
+
+    /// Whether the argument is the same for the whole statement, a constant or a bound parameter; also if nothing is
+    /// known of the call. Then it may be the planner that calls.
+    pub fn is_constant(&self, index: usize) -> bool {
+        // SAFETY: fcinfo is valid; flinfo, where set, is the executor's, and its expression lives as long.
+        unsafe {
+            let flinfo = (*self.fcinfo).flinfo;
+            flinfo.is_null()
+                || (*flinfo).fn_expr.is_null()
+                || pg_sys::get_fn_expr_arg_stable(flinfo, index as i32)
+        }
     }
 
     /// A `jsonb` argument, in text form.

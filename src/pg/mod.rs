@@ -12,6 +12,7 @@ pub mod fcinfo;
 pub mod guc;
 pub mod identity;
 pub mod latch;
+pub mod memory;
 pub mod scan;
 pub mod scope;
 pub mod shmem;
@@ -47,4 +48,15 @@ pub fn data_dir() -> String {
 pub fn clock() -> i64 {
     // SAFETY: no arguments.
     unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// Runs `f`; a unique violation that it meets is raised as `error()` instead, which says it in the vault's words. An
+/// error all the same: nothing goes on after it but the abort.
+pub fn on_unique_violation<R>(
+    f: impl FnOnce() -> R,
+    error: impl Fn() -> crate::error::VaultError + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> R {
+    pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(f))
+        .catch_when(pgrx::PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, move |_| error().raise())
+        .execute()
 }

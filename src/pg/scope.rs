@@ -55,6 +55,19 @@ impl ServiceScope {
     }
 }
 
+impl ServiceScope {
+    /// From here on until the scope ends, statements that want rows in the order of an index get them from it: a page
+    /// that is sorted out of all that match costs as much as all of them, once a page.
+    pub fn prefer_index_order(&self) {
+        // SAFETY: the nest level is open as long as `self` is.
+        unsafe {
+            set(c"enable_bitmapscan", c"off");
+            set(c"enable_seqscan", c"off");
+            set(c"enable_sort", c"off");
+        }
+    }
+}
+
 /// Sets a parameter until the nest level ends.
 ///
 /// # Safety

@@ -74,7 +74,7 @@ pub struct Spi {
     /// Whether the tables' triggers have been looked at.
     looked: Cell<bool>,
     // Dropped after the connection is closed (fields drop after `drop` runs).
-    _scope: ServiceScope,
+    scope: ServiceScope,
 }
 
 impl Spi {
@@ -86,7 +86,7 @@ impl Spi {
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             return Err(VaultError::internal("SPI_connect failed"));
         }
-        Ok(Self { caller, looked: Cell::new(false), _scope: scope })
+        Ok(Self { caller, looked: Cell::new(false), scope })
     }
 
     /// Looks at the tables' triggers, and takes the lock on the tables that writing takes, until the end of the
@@ -98,7 +98,12 @@ impl Spi {
         Ok(())
     }
 
-    /// Runs the statement; its rows (of a SELECT or RETURNING) stay valid until the connection is closed.
+    /// See [`ServiceScope::prefer_index_order`].
+    pub fn prefer_index_order(&self) {
+        self.scope.prefer_index_order();
+    }
+
+    /// Runs the statement; what its rows (of a SELECT or RETURNING) give out stays valid as long as they do.
     pub fn run(&self, statement: &Statement, binds: &[Bind<'_>]) -> Result<Rows<'_>> {
         assert!(binds.len() == statement.types.len(), "parameters do not match the statement");
         if !statement.read_only {
@@ -203,6 +208,16 @@ impl<'a> Rows<'a> {
     }
 }
 
+impl Drop for Rows<'_> {
+    fn drop(&mut self) {
+        if !self.table.is_null() && !std::thread::panicking() {
+            // SAFETY: the table belongs to the connection, which the borrow keeps open, and is freed once; rows and
+            // their columns borrow from `self`, and raw datums are used while it lasts.
+            unsafe { pg_sys::SPI_freetuptable(self.table) };
+        }
+    }
+}
+
 /// One row; columns count from 1, as in SPI.
 pub struct Row<'a> {
     rows: &'a Rows<'a>,
@@ -236,6 +251,15 @@ impl Row<'_> {
 
     pub fn bigint(&self, column: i32) -> Option<i64> {
         self.raw(column).map(|d| d.value() as i64)
+    }
+
+    /// A `timestamptz` column.
+    pub fn timestamp(&self, column: i32) -> Option<i64> {
+        self.bigint(column)
+    }
+
+    pub fn text(&self, column: i32) -> Option<&str> {
+        self.bytes(column).and_then(|bytes| std::str::from_utf8(bytes).ok())
     }
 
     pub fn bool(&self, column: i32) -> Option<bool> {

@@ -2,7 +2,10 @@
 //!
 //! Client backends, main thread.
 
+pub mod changes;
+pub mod listing;
 pub mod meta;
 pub mod sealed;
 pub mod secrets;
+mod sql;
 pub mod versions;

@@ -32,11 +32,12 @@ pub fn size(spi: &Spi) -> Result<i64> {
 static ALL: Statement = Statement::query(
     c"SELECT id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id, version_created_at,
         NULL::timestamptz, NULL::timestamptz, name, kind = 'automatic', description, metadata, rotation_interval, grace_period,
-        next_rotation_at, generator, allowed_ips, keep_versions, created_at, updated_at
+        next_rotation_at, generator, allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until
       FROM vault.secrets
       UNION ALL
       SELECT secret_id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id, created_at,
-        superseded_at, expires_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+        superseded_at, expires_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL
       FROM vault.secret_versions",
     &[],
 );
@@ -108,6 +109,8 @@ fn secret(row: &Row<'_>, id: Id, name: String) -> Option<Secret> {
         keep_versions: row.int(21),
         created_at: time(row, 22)?,
         updated_at: time(row, 23)?,
+        expires_at: time(row, 24),
+        recover_until: time(row, 25),
         superseded: Vec::new(),
     })
 }
@@ -115,10 +118,10 @@ fn secret(row: &Row<'_>, id: Id, name: String) -> Option<Secret> {
 static INSERT: Statement = Statement::new(
     c"INSERT INTO vault.secrets (id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id,
         version_created_at, name, kind, description, metadata, rotation_interval, grace_period, next_rotation_at, generator,
-        allowed_ips, keep_versions, created_at, updated_at)
+        allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until)
       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
         CASE WHEN $11 THEN 'automatic'::vault.secret_kind ELSE 'manual'::vault.secret_kind END,
-        $12, $13, $14, $15, $16, $17, $18::cidr[], $19, $20, $21)
+        $12, $13, $14, $15, $16, $17, $18::cidr[], $19, $20, $21, $22, $23)
       ON CONFLICT DO NOTHING RETURNING true",
     &[
         pg_sys::UUIDOID,
@@ -140,6 +143,8 @@ static INSERT: Statement = Statement::new(
         pg_sys::JSONBOID,
         pg_sys::TEXTOID,
         pg_sys::INT4OID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
     ],
@@ -190,6 +195,8 @@ pub fn insert(spi: &Spi, s: &Secret) -> Result<bool> {
         Bind::OptInt(s.keep_versions),
         Bind::Raw(Some(stamp(s.created_at))),
         Bind::Raw(Some(stamp(s.updated_at))),
+        Bind::Raw(s.expires_at.map(stamp)),
+        Bind::Raw(s.recover_until.map(stamp)),
     ]);
     if spi.run(&INSERT, &binds)?.first().is_none() {
         return Ok(false);

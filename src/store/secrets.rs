@@ -5,12 +5,14 @@
 
 use hyperion_vault_core::IpNet;
 use hyperion_vault_core::envelope::{Format, Id};
+use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::{self, Datum};
 
 use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::Generated;
 use crate::pg::scan::{IndexedTable, Key, Tuple};
 use crate::pg::spi::{Bind, Row, Spi, Statement};
+use crate::store::sql::{info, sql};
 
 thread_local! {
     static BY_NAME: IndexedTable =
@@ -30,9 +32,12 @@ mod column {
     pub const KIND: i16 = 10;
     pub const ALLOWED_IPS: i16 = 17;
     pub const VERSION_CREATED_AT: i16 = 21;
+    pub const EXPIRES_AT: i16 = 22;
+    pub const RECOVER_UNTIL: i16 = 23;
 }
 
 /// A sealed version, current or not, as stored.
+#[derive(Clone)]
 pub struct Sealed {
     pub secret: Id,
     pub version_id: Id,
@@ -53,10 +58,17 @@ pub struct Current {
     /// The enum value, passed through to results.
     pub kind: Datum,
     pub allowed_ips: Option<Vec<IpNet>>,
+    /// As of the moment it was looked up.
+    pub presence: Presence,
 }
 
-/// The secret of that name as of now: one index descent.
+/// The live secret of that name as of now: one index descent.
 pub fn current(name: &str) -> Result<Option<Current>> {
+    Ok(any(name)?.filter(|found| found.presence == Presence::Live))
+}
+
+/// The row of that name, be its secret live, deleted or gone.
+pub fn any(name: &str) -> Result<Option<Current>> {
     let mut found = None;
     BY_NAME.with(|table| {
         table.each(&[Key::Text(name)], |row| {
@@ -87,7 +99,13 @@ fn read_current(row: &Tuple) -> Option<Result<Current>> {
         },
         kind: row.raw(column::KIND)?,
         allowed_ips,
+        presence: presence(row.timestamp(column::EXPIRES_AT), row.timestamp(column::RECOVER_UNTIL)),
     }))
+}
+
+/// The presence, now, of a secret with these ends.
+pub fn presence(expires_at: Option<i64>, recover_until: Option<i64>) -> Presence {
+    Presence::at(Timestamp(crate::pg::clock()), expires_at.map(Timestamp), recover_until.map(Timestamp))
 }
 
 /// A row that our own statements cannot have written.
@@ -100,50 +118,43 @@ pub struct Locked {
     pub id: Id,
     pub version: i32,
     pub version_id: Id,
+    pub format: Format,
     pub automatic: bool,
     pub generator: Option<String>,
     pub keep_versions: Option<i32>,
+    pub wrapped: Vec<u8>,
+    /// As of the moment the lock was there.
+    pub presence: Presence,
 }
 
 static LOCK: Statement = Statement::new(
-    c"SELECT id, version, version_id, kind = 'automatic', generator, keep_versions
+    c"SELECT id, version, version_id, kind = 'automatic', generator, keep_versions, wrapped_dek, expires_at, recover_until, format
         FROM vault.secrets WHERE name = $1 FOR UPDATE",
     &[pg_sys::TEXTOID],
 );
 
-/// Locks the secret's row, waiting for whoever has it; None if there is no such secret (any more).
+/// Locks a live secret's row, waiting for whoever has it; None if there is no such secret (any more).
 pub fn lock(spi: &Spi, name: &str) -> Result<Option<Locked>> {
+    Ok(lock_any(spi, name)?.filter(|locked| locked.presence == Presence::Live))
+}
+
+/// Locks the row of that name, be its secret live, deleted or gone.
+pub fn lock_any(spi: &Spi, name: &str) -> Result<Option<Locked>> {
     let rows = spi.run(&LOCK, &[Bind::Text(name)])?;
     let locked = rows.first().map(|row| {
         Some(Locked {
             id: row.uuid(1)?,
             version: row.int(2)?,
             version_id: row.uuid(3)?,
+            format: Format::parse(row.text(10)?)?,
             automatic: row.bool(4)?,
             generator: row.jsonb(5),
             keep_versions: row.int(6),
+            wrapped: row.bytes(7)?.to_vec(),
+            presence: presence(row.timestamp(8), row.timestamp(9)),
         })
     });
     locked.map(|locked| locked.ok_or_else(unreadable)).transpose()
-}
-
-/// The result type of writers, as a row constructor over `vault.secrets s`.
-macro_rules! info {
-    () => {
-        "ROW(s.id, s.name, s.kind, s.format::vault.secret_format, s.version, s.description, s.metadata, \
-         s.rotation_interval, s.grace_period, s.next_rotation_at, s.generator, s.allowed_ips, s.keep_versions, \
-         s.kms_key_id, s.created_at, s.updated_at, s.version_created_at)::vault.secret_info"
-    };
-}
-
-/// A statement's text from literals and [`info!`].
-macro_rules! sql {
-    ($($part:expr),+ $(,)?) => {
-        match std::ffi::CStr::from_bytes_with_nul(concat!($($part,)+ "\0").as_bytes()) {
-            Ok(sql) => sql,
-            Err(_) => panic!("statement contains a NUL"),
-        }
-    };
 }
 
 /// What a caller gives besides the value; None is what was not given. Datums as they came in, of the declared types.
@@ -158,6 +169,8 @@ pub struct Properties {
     pub generator: Option<Datum>,
     pub allowed_ips: Option<Datum>,
     pub keep_versions: Option<i32>,
+    /// How long from now until the secret runs out.
+    pub expires_in: Option<Datum>,
 }
 
 /// A freshly sealed version.
@@ -169,17 +182,19 @@ pub struct Fresh<'a> {
     pub key: &'a Generated,
 }
 
-const TIMESTAMPTZ: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
-const CIDR_ARRAY: pg_sys::Oid = pg_sys::Oid::from_u32(651);
+pub(super) const TIMESTAMPTZ: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
+pub(super) const CIDR_ARRAY: pg_sys::Oid = pg_sys::Oid::from_u32(651);
 
 static INSERT: Statement = Statement::new(
     sql!(
         "INSERT INTO vault.secrets AS s (id, name, version, version_id, format, wrapped_dek, sealed, kms_key_id, \
            kms_key_material_id, kind, description, metadata, rotation_interval, grace_period, generator, allowed_ips, \
-           keep_versions, next_rotation_at, created_at, updated_at, version_created_at) \
+           keep_versions, next_rotation_at, created_at, updated_at, version_created_at, \
+           expires_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, \
            CASE WHEN $10 THEN 'automatic'::vault.secret_kind ELSE 'manual'::vault.secret_kind END, \
-           $11, $12, $13, $14, $15, $16, $17, CASE WHEN $10 THEN $18 + $13 END, $18, $18, $18) \
+           $11, $12, $13, $14, $15, $16, $17, CASE WHEN $10 THEN $18 + $13 END, $18, $18, $18, \
+           $18 + $19) \
          ON CONFLICT (name) DO NOTHING RETURNING ",
         info!()
     ),
@@ -202,6 +217,7 @@ static INSERT: Statement = Statement::new(
         CIDR_ARRAY,
         pg_sys::INT4OID,
         TIMESTAMPTZ,
+        pg_sys::INTERVALOID,
     ],
 );
 
@@ -236,6 +252,7 @@ pub fn insert(
             Bind::Raw(properties.allowed_ips),
             Bind::OptInt(properties.keep_versions),
             Bind::Raw(Some(now)),
+            Bind::Raw(properties.expires_in),
         ],
     )?;
     Ok(rows.first().and_then(|row| row.result(1)))
@@ -281,171 +298,58 @@ pub fn replace(spi: &Spi, id: Id, fresh: &Fresh<'_>, now: Datum) -> Result<Datum
     returned(rows.first())
 }
 
-fn returned(row: Option<Row<'_>>) -> Result<Datum> {
+pub(super) fn returned(row: Option<Row<'_>>) -> Result<Datum> {
     row.and_then(|row| row.result(1)).ok_or_else(|| VaultError::internal("a locked secret vanished"))
 }
 
-/// Changes to a secret's properties: None leaves one as it is unless it is named in `reset`.
-#[derive(Default)]
-pub struct Changes {
-    pub properties: Properties,
-    /// `text[]` of property names.
-    pub reset: Option<Datum>,
+static BURY: Statement = Statement::new(
+    c"UPDATE vault.secrets SET recover_until = $2 + $3, updated_at = $2 WHERE id = $1",
+    &[pg_sys::UUIDOID, TIMESTAMPTZ, pg_sys::INTERVALOID],
+);
+
+/// Marks a locked secret as deleted, restorable for `window`.
+pub fn bury(spi: &Spi, id: Id, window: Datum, now: Datum) -> Result<()> {
+    spi.run(&BURY, &[Bind::Uuid(id), Bind::Raw(Some(now)), Bind::Raw(Some(window))]).map(drop)
 }
 
-impl Changes {
-    pub fn is_empty(&self) -> bool {
-        let Properties {
-            automatic,
-            description,
-            metadata,
-            rotation_interval,
-            grace_period,
-            generator,
-            allowed_ips,
-            keep_versions,
-        } = &self.properties;
-        let datums =
-            [description, metadata, rotation_interval, grace_period, generator, allowed_ips, &self.reset];
-        automatic.is_none() && keep_versions.is_none() && datums.iter().all(|datum| datum.is_none())
-    }
-}
-
-/// The properties `reset` may name.
-pub const RESETTABLE: [&str; 7] = [
-    "description",
-    "metadata",
-    "rotation_interval",
-    "grace_period",
-    "generator",
-    "allowed_ips",
-    "keep_versions",
-];
-
-static CHANGE: Statement = Statement::new(
+static RESTORE: Statement = Statement::new(
     sql!(
-        "WITH new AS (SELECT o.id, \
-           CASE WHEN $2 IS NULL THEN o.kind WHEN $2 THEN 'automatic'::vault.secret_kind ELSE 'manual'::vault.secret_kind END AS kind, \
-           CASE WHEN 'description' = ANY ($11) THEN NULL ELSE coalesce($3, o.description) END AS description, \
-           CASE WHEN 'metadata' = ANY ($11) THEN NULL ELSE coalesce($4, o.metadata) END AS metadata, \
-           CASE WHEN 'rotation_interval' = ANY ($11) THEN NULL ELSE coalesce($5, o.rotation_interval) END AS rotation_interval, \
-           CASE WHEN 'grace_period' = ANY ($11) THEN NULL ELSE coalesce($6, o.grace_period) END AS grace_period, \
-           CASE WHEN 'generator' = ANY ($11) THEN NULL ELSE coalesce($7, o.generator) END AS generator, \
-           CASE WHEN 'allowed_ips' = ANY ($11) THEN NULL ELSE coalesce($8, o.allowed_ips) END AS allowed_ips, \
-           CASE WHEN 'keep_versions' = ANY ($11) THEN NULL ELSE coalesce($9, o.keep_versions) END AS keep_versions \
-           FROM vault.secrets o WHERE o.id = $1) \
-         UPDATE vault.secrets AS s SET kind = new.kind, description = new.description, metadata = new.metadata, \
-           rotation_interval = new.rotation_interval, grace_period = new.grace_period, generator = new.generator, \
-           allowed_ips = new.allowed_ips, keep_versions = new.keep_versions, updated_at = $10, \
-           next_rotation_at = CASE WHEN new.kind = 'manual' THEN NULL \
-             WHEN s.kind = 'automatic' AND new.rotation_interval IS NOT DISTINCT FROM s.rotation_interval THEN s.next_rotation_at \
-             ELSE $10 + new.rotation_interval END \
-         FROM new WHERE s.id = new.id \
-         RETURNING ",
-        info!(),
-        ", s.kind = 'automatic' AND s.rotation_interval IS NULL, s.keep_versions"
+        "UPDATE vault.secrets AS s SET recover_until = NULL, updated_at = $2 WHERE s.id = $1 RETURNING ",
+        info!()
     ),
-    &[
-        pg_sys::UUIDOID,
-        pg_sys::BOOLOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::INTERVALOID,
-        pg_sys::INTERVALOID,
-        pg_sys::JSONBOID,
-        CIDR_ARRAY,
-        pg_sys::INT4OID,
-        TIMESTAMPTZ,
-        pg_sys::TEXTARRAYOID,
-    ],
+    &[pg_sys::UUIDOID, TIMESTAMPTZ],
 );
 
-/// Changes the properties of a secret whose row is locked. Returns its info and its `keep_versions` as they are now.
-pub fn change(spi: &Spi, id: Id, changes: &Changes, now: Datum) -> Result<(Datum, Option<i32>)> {
-    let properties = &changes.properties;
-    let rows = spi.run(
-        &CHANGE,
-        &[
-            Bind::Uuid(id),
-            Bind::Raw(properties.automatic.map(Datum::from)),
-            Bind::Raw(properties.description),
-            Bind::Raw(properties.metadata),
-            Bind::Raw(properties.rotation_interval),
-            Bind::Raw(properties.grace_period),
-            Bind::Raw(properties.generator),
-            Bind::Raw(properties.allowed_ips),
-            Bind::OptInt(properties.keep_versions),
-            Bind::Raw(Some(now)),
-            Bind::Raw(changes.reset),
-        ],
-    )?;
-    let row = rows.first();
-    if row.as_ref().and_then(|row| row.bool(2)).unwrap_or(false) {
-        return Err(missing_interval());
-    }
-    let keep_versions = row.as_ref().and_then(|row| row.int(3));
-    Ok((returned(row)?, keep_versions))
+/// Takes the mark of [`bury`] off a locked secret.
+pub fn restore(spi: &Spi, id: Id, now: Datum) -> Result<Datum> {
+    returned(spi.run(&RESTORE, &[Bind::Uuid(id), Bind::Raw(Some(now))])?.first())
 }
 
-pub fn missing_interval() -> VaultError {
-    VaultError::new(Kind::Invalid, "an automatic secret needs a rotation_interval")
-        .hint("Pass rotation_interval => '30 days', or kind => 'manual'.")
-}
-
-static DELETE: Statement = Statement::new(
-    c"DELETE FROM vault.secrets WHERE id = $1 RETURNING version_id, wrapped_dek",
-    &[pg_sys::UUIDOID],
-);
-
-/// Deletes a locked secret, whose superseded versions are deleted by now. Returns the current version's id and
-/// wrapped DEK.
-pub fn delete(spi: &Spi, id: Id) -> Result<Option<(Id, Vec<u8>)>> {
-    let rows = spi.run(&DELETE, &[Bind::Uuid(id)])?;
-    Ok(rows.first().and_then(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))))
-}
-
-static LIST: Statement = Statement::query(
+static RENAME: Statement = Statement::new(
     sql!(
-        "SELECT ",
-        info!(),
-        " FROM vault.secrets s \
-          WHERE s.name >= $1 AND ($2::text IS NULL OR s.name < $2) AND ($3::text IS NULL OR s.name > $3) AND s.name LIKE $4 \
-          ORDER BY s.name LIMIT $5"
+        "UPDATE vault.secrets AS s SET name = $2, sealed = $3, updated_at = $4 WHERE s.id = $1 RETURNING ",
+        info!()
     ),
-    &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::INT4OID],
+    &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::BYTEAOID, TIMESTAMPTZ],
 );
 
-/// Infos of the secrets whose names match, in byte order of the name.
-pub fn list(
+/// Gives a locked secret another name, for which its current version has been sealed again. Raises `taken` if somebody
+/// took the name meanwhile.
+pub fn rename(
     spi: &Spi,
-    pattern: &hyperion_vault_core::secret::Pattern,
-    after: Option<&str>,
-    max_rows: i32,
-    mut each: impl FnMut(Datum),
-) -> Result<()> {
-    let rows = spi.run(
-        &LIST,
-        &[
-            Bind::Text(pattern.literal_prefix()),
-            Bind::OptText(pattern.prefix_end().as_deref()),
-            Bind::OptText(after),
-            Bind::Text(&pattern.to_like()),
-            Bind::Int(max_rows),
-        ],
-    )?;
-    for row in rows.iter() {
-        if let Some(info) = row.raw(1) {
-            each(info);
-        }
-    }
-    Ok(())
+    id: Id,
+    new_name: &str,
+    sealed: &[u8],
+    now: Datum,
+    taken: impl Fn() -> VaultError + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> Result<Datum> {
+    let binds = [Bind::Uuid(id), Bind::Text(new_name), Bind::Bytes(sealed), Bind::Raw(Some(now))];
+    crate::pg::on_unique_violation(|| returned(spi.run(&RENAME, &binds)?.first()), taken)
 }
 
-static COUNT: Statement =
-    Statement::query(c"SELECT count(*), count(*) FILTER (WHERE kind = 'automatic') FROM vault.secrets", &[]);
+static DELETE: Statement = Statement::new(c"DELETE FROM vault.secrets WHERE id = $1", &[pg_sys::UUIDOID]);
 
-/// How many secrets there are, and how many of them are automatic.
-pub fn count(spi: &Spi) -> Result<(i64, i64)> {
-    let rows = spi.run(&COUNT, &[])?;
-    Ok(rows.first().map_or((0, 0), |row| (row.bigint(1).unwrap_or(0), row.bigint(2).unwrap_or(0))))
+/// Deletes a locked secret, whose superseded versions are deleted by now.
+pub fn delete(spi: &Spi, id: Id) -> Result<()> {
+    spi.run(&DELETE, &[Bind::Uuid(id)]).map(drop)
 }

@@ -10,7 +10,8 @@ use pgrx::pg_sys::{self, Datum};
 use super::secrets::{Sealed, unreadable};
 use crate::error::Result;
 use crate::pg::scan::{IndexedTable, Key, Tuple};
-use crate::pg::spi::{Bind, Spi, Statement};
+use crate::pg::spi::{Bind, Row, Spi, Statement};
+use crate::store::sql::{live, sql};
 
 thread_local! {
     static VERSIONS: IndexedTable = const {
@@ -57,6 +58,18 @@ pub fn by_number(secret: Id, version: i32) -> Result<Option<Sealed>> {
     Ok(found)
 }
 
+/// All superseded versions, in whatever state.
+pub fn all(secret: Id) -> Result<Vec<Sealed>> {
+    let mut found = Vec::new();
+    VERSIONS.with(|table| {
+        table.each(&[Key::Uuid(secret)], |row| {
+            found.push(read(row).ok_or_else(unreadable)?);
+            Ok(true)
+        })
+    })?;
+    Ok(found)
+}
+
 /// The superseded versions still in grace at `now`, newest first.
 pub fn in_grace(secret: Id, now: i64) -> Result<Vec<Sealed>> {
     let mut found = Vec::new();
@@ -88,6 +101,31 @@ pub fn keep_current(spi: &Spi, secret: Id, now: Datum) -> Result<()> {
     spi.run(&KEEP, &[Bind::Uuid(secret), Bind::Raw(Some(now))]).map(drop)
 }
 
+static KEYS: Statement = Statement::new(
+    c"SELECT version_id, wrapped_dek FROM vault.secret_versions WHERE secret_id = $1",
+    &[pg_sys::UUIDOID],
+);
+
+/// Id and wrapped DEK of every superseded version of a locked secret.
+pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
+    Ok(spi.run(&KEYS, &[Bind::Uuid(secret)])?.iter().filter_map(key).collect())
+}
+
+fn key(row: Row<'_>) -> Option<(Id, Vec<u8>)> {
+    Some((row.uuid(1)?, row.bytes(2)?.to_vec()))
+}
+
+static SEAL_AGAIN: Statement = Statement::new(
+    c"UPDATE vault.secret_versions SET sealed = $3 WHERE secret_id = $1 AND version = $2",
+    &[pg_sys::UUIDOID, pg_sys::INT4OID, pg_sys::BYTEAOID],
+);
+
+/// Replaces the sealed bytes of a superseded version of a locked secret, which is being renamed.
+pub fn seal_again(spi: &Spi, version: &Sealed, sealed: &[u8]) -> Result<()> {
+    let binds = [Bind::Uuid(version.secret), Bind::Int(version.version), Bind::Bytes(sealed)];
+    spi.run(&SEAL_AGAIN, &binds).map(drop)
+}
+
 static SUPERSEDED: Statement = Statement::query(
     c"SELECT version, expires_at FROM vault.secret_versions WHERE secret_id = $1",
     &[pg_sys::UUIDOID],
@@ -110,7 +148,7 @@ pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<(Id, Vec<
     let mut purged = Vec::new();
     for version in versions_to_purge(Timestamp(now), &superseded, keep) {
         let rows = spi.run(&PURGE, &[Bind::Uuid(secret), Bind::Int(version)])?;
-        purged.extend(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))));
+        purged.extend(rows.iter().filter_map(key));
     }
     Ok(purged)
 }
@@ -124,15 +162,20 @@ static DELETE_ALL: Statement = Statement::new(
 /// DEK of each.
 pub fn delete_all(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
     let rows = spi.run(&DELETE_ALL, &[Bind::Uuid(secret)])?;
-    Ok(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))).collect())
+    Ok(rows.iter().filter_map(key).collect())
 }
 
 static LIST: Statement = Statement::query(
-    c"SELECT s.version, s.version_created_at, NULL::timestamptz, s.kms_key_id, true FROM vault.secrets s WHERE s.name = $1
-      UNION ALL
-      SELECT v.version, v.created_at, v.expires_at, v.kms_key_id, false
-        FROM vault.secret_versions v JOIN vault.secrets s ON v.secret_id = s.id WHERE s.name = $1
-      ORDER BY 1 DESC",
+    sql!(
+        "SELECT s.version, s.version_created_at, NULL::timestamptz, s.kms_key_id, true \
+           FROM vault.secrets s WHERE s.name = $1 AND ",
+        live!(),
+        " UNION ALL \
+         SELECT v.version, v.created_at, v.expires_at, v.kms_key_id, false \
+           FROM vault.secret_versions v JOIN vault.secrets s ON v.secret_id = s.id WHERE s.name = $1 AND ",
+        live!(),
+        " ORDER BY 1 DESC"
+    ),
     &[pg_sys::TEXTOID],
 );
 
@@ -146,7 +189,7 @@ pub struct Listed {
 }
 
 /// All versions of a secret, newest first; none if there is no such secret.
-pub fn list(spi: &Spi, name: &str, mut each: impl FnMut(Listed)) -> Result<usize> {
+pub fn list(spi: &Spi, name: &str, mut each: impl FnMut(Listed) -> Result<()>) -> Result<usize> {
     let rows = spi.run(&LIST, &[Bind::Text(name)])?;
     for row in rows.iter() {
         each(Listed {
@@ -155,7 +198,7 @@ pub fn list(spi: &Spi, name: &str, mut each: impl FnMut(Listed)) -> Result<usize
             expires_at: row.raw(3),
             kms_key_id: row.raw(4),
             current: row.bool(5).unwrap_or(false),
-        });
+        })?;
     }
     Ok(rows.len())
 }

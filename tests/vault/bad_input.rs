@@ -86,13 +86,25 @@ fn names() {
         ("\u{feff}a", invisible),
         ("\u{2028}", invisible),
     ];
-    let readers = ["read_secret($1)", "get_secret($1)", "verify($1, 'v')", "list_versions($1)"];
+    let readers = [
+        "read_secret($1)",
+        "read_secret_bytes($1)",
+        "get_secret($1)",
+        "verify($1, 'v')",
+        "verify_bytes($1, 'v')",
+        "list_versions($1)",
+    ];
     let writers = [
         "create_secret($1, 'v')",
         "put_secret($1, 'v')",
         "update_secret($1, 'v')",
+        "create_secret_bytes($1, 'v')",
+        "put_secret_bytes($1, 'v')",
         "rotate_secret($1)",
+        "roll_back_secret($1, 1)",
         "delete_secret($1)",
+        "delete_secret($1, '1 day')",
+        "restore_secret($1)",
     ];
     for (name, message) in bad {
         for (client, calls) in [(&mut app, &readers[..]), (&mut ops, &writers[..])] {
@@ -141,7 +153,7 @@ fn arguments() {
     let vault = cluster.vault();
     let (mut app, mut ops, mut root) = prepared(&vault);
     let before = state(&mut root);
-    assert_eq!((table(WRITERS).count(), table(READERS).count()), (114, 21));
+    assert_eq!((table(WRITERS).count(), table(READERS).count()), (142, 34));
     for case in table(WRITERS) {
         refused(&mut ops, case);
     }
@@ -152,7 +164,7 @@ fn arguments() {
     for (interval, message, hint) in
         [("infinity", "is too long", "36500 days"), ("-infinity", "must not be negative", "'30 days'")]
     {
-        for property in ["rotation_interval", "grace_period"] {
+        for property in ["rotation_interval", "grace_period", "expires_in"] {
             let sql = format!("SELECT vault.update_secret('s', {property} => '{interval}')");
             if cluster.toolchain().major >= 17 {
                 sqlstate!(ops.try_ask(&sql), "22023", message: message, hint: hint);
@@ -214,6 +226,10 @@ fn read_only_transactions_and_expired_versions() {
         "update_secret('s', description => 'd')",
         "rotate_secret('s')",
         "delete_secret('s')",
+        "delete_secret('s', '1 day')",
+        "restore_secret('s')",
+        "roll_back_secret('s', 1)",
+        "put_secret_bytes('n', 'v')",
         // Refused as a write, not as a missing secret.
         "delete_secret('missing')",
     ];
@@ -228,8 +244,8 @@ fn read_only_transactions_and_expired_versions() {
         sqlstate!(ops.try_ask(&format!("SELECT vault.{call}")), "25006", hint: "READ WRITE");
         ops.ask("BEGIN READ WRITE; SELECT vault.put_secret('other', 'v'); ROLLBACK; RESET default_transaction_read_only");
     }
-    // Refused before the key service was asked: only the eight puts above asked it.
-    assert_eq!(calls(), asked + 8);
+    // Refused before the key service was asked: only the puts above asked it.
+    assert_eq!(calls(), asked + writers.len() as i64);
     assert_eq!(state(&mut root), before);
     app.ask("SET default_transaction_read_only = on");
     assert_eq!(app.ask("SELECT vault.read_secret('s'), (vault.verify('s', 'v')).version, (SELECT count(*) FROM vault.list_secrets())"), "w|1|2");

@@ -63,31 +63,51 @@ fn rules(lines: &BTreeSet<&str>) {
         );
         assert!(of("dumped").contains(&format!("dumped: {name}").as_str()), "{name} is not in dumps");
     }
+    for view in of("view ") {
+        let callers = "rights vault_admin=SELECT vault_reader=SELECT vault_user=SELECT,";
+        assert!(
+            view.contains(": security_invoker=true, owner postgres, ") && view.contains(callers),
+            "{view}"
+        );
+    }
     for policy in of("policy ") {
-        assert!(policy.contains(": permissive for all to everyone using"), "{policy}");
+        let ours = policy.contains(": permissive for all to everyone using vault._inside()");
+        // The one other: it shows, to callers of the API, rows of secrets that they may read.
+        let shown = policy.starts_with("policy vault.secrets.reading: permissive for r to vault_")
+            && policy.contains(" using vault._visible(name, allowed_ips, expires_at, recover_until)");
+        assert!(ours || shown, "{policy}");
+    }
+    // Columns that callers may select (under that policy) hold nothing sealed and no key.
+    let granted: Vec<_> = of("column ").into_iter().filter(|line| line.contains("RIGHTS")).collect();
+    assert_eq!(granted.len(), 8, "{granted:#?}");
+    for column in granted {
+        assert!(!["sealed", "wrapped_dek", "kms_key"].iter().any(|part| column.contains(part)), "{column}");
+        assert!(!column.contains("=w/") && !column.contains("=rw/") && !column.contains("{=r/"), "{column}");
     }
     for role in of("role ") {
         assert!(role.contains(": inherit limit -1, members none, member of none"), "{role}");
     }
     for function in of("function vault.") {
         assert!(
-            !function.contains("STRICT")
+            (!function.contains("STRICT") || function.starts_with("function vault._open("))
                 && !function.contains("SECURITY DEFINER")
                 && !function.contains("parallel SAFE"),
             "{function}"
         );
         let private = function.starts_with("function vault._");
         let callers = "vault_admin=EXECUTE vault_reader=EXECUTE vault_user=EXECUTE";
-        assert_eq!(private, !function.contains(callers), "{function}");
-        // EXPLAIN runs stable functions with constant arguments; only the guard of the policies may be one.
-        assert_eq!(
-            function.contains(" volatile,"),
-            !function.starts_with("function vault._inside("),
-            "{function}"
-        );
-        let writes = ["create", "put", "update", "rotate", "delete", "import"]
+        // What a policy or the view calls, it calls as whoever asks.
+        let called = ["_inside", "_visible", "_open"]
             .iter()
-            .any(|verb| function.starts_with(&format!("function vault.{verb}_")));
+            .any(|f| function.starts_with(&format!("function vault.{f}(")));
+        let function_rights = function.replace(" vault_service=EXECUTE", "");
+        assert_eq!(private && !called, !function_rights.contains(callers), "{function}");
+        // EXPLAIN runs stable functions with constant arguments; only those may be.
+        assert_eq!(function.contains(" volatile,"), !called, "{function}");
+        let writes =
+            ["create", "put", "update", "rotate", "roll_back", "rename", "delete", "restore", "import"]
+                .iter()
+                .any(|verb| function.starts_with(&format!("function vault.{verb}_")));
         if !private {
             assert!(
                 function.contains(if writes { "parallel unsafe" } else { "parallel restricted" }),
@@ -102,7 +122,7 @@ fn comments(root: &mut Client) {
     let silent = "SELECT coalesce(string_agg(what, ', '), '') FROM (
         SELECT pg_describe_object(classid, objid, 0) AS what, obj_description(objid, classid::regclass::name) AS comment FROM member
          WHERE NOT (classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
-                      WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind = 'r')))
+                      WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind IN ('r', 'v'))))
            AND NOT (classid = 'pg_class'::regclass AND (SELECT relkind = 'c' FROM pg_class WHERE oid = objid))
         UNION ALL SELECT 'policy ' || polname, obj_description(p.oid, 'pg_policy') FROM pg_policy p JOIN vault_table c ON c.oid = polrelid
         UNION ALL SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname LIKE 'vault\\_%'

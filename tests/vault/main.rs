@@ -21,6 +21,7 @@ mod moto;
 mod races;
 mod remembered;
 mod review;
+mod secrets;
 mod tamper;
 mod travel;
 mod triggers;

@@ -9,6 +9,7 @@ pub mod generator;
 pub mod limits;
 pub mod name;
 pub mod pattern;
+pub mod presence;
 pub mod version;
 
 use std::fmt;
@@ -17,6 +18,7 @@ pub use generator::{Generator, RandomUnavailable};
 pub use limits::IntervalParts;
 pub use name::SecretName;
 pub use pattern::Pattern;
+pub use presence::Presence;
 pub use version::{Span, Superseded, Timestamp, VersionState};
 
 /// An argument or setting that was refused; the extension reports it as SQLSTATE 22023.

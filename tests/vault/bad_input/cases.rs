@@ -102,7 +102,7 @@ create_secret('n', $V, keep_versions => 1001) | 22023 | keep_versions is out of 
 update_secret('s', keep_versions => -1) | 22023 | keep_versions is out of range | Pass 0 to keep none
 # Resets.
 create_secret('n', $V, allowed_ips => array_fill('10.0.0.0/8'::cidr, array[1025])) | 22023 | allowed_ips has too many entries | Combine
-update_secret('s', reset => array_fill('metadata'::text, array[8])) | 22023 | reset names more properties than there are | description, metadata
+update_secret('s', reset => array_fill('metadata'::text, array[9])) | 22023 | reset names more properties than there are | description, metadata
 update_secret('s', reset => '{value}') | 22023 | reset names an unknown property | description, metadata
 update_secret('s', reset => '{kind}') | 22023 | reset names an unknown property | description, metadata
 update_secret('s', reset => '{Description}') | 22023 | reset names an unknown property | description, metadata
@@ -115,6 +115,36 @@ update_secret('s', reset => '{metadata}', metadata => '{}') | 22023 | metadata i
 update_secret('s', reset => '{generator}', generator => '{}') | 22023 | generator is both given | Pass one of the two
 update_secret('s', reset => '{allowed_ips}', allowed_ips => '{::1}') | 22023 | allowed_ips is both given | Pass one of the two
 update_secret('s', reset => '{rotation_interval}', rotation_interval => '1 s') | 22023 | rotation_interval is both | Pass one
+# Bytes.
+create_secret_bytes('n', NULL) | 22023 | value must not be null | Pass a value for value
+put_secret_bytes('n', NULL) | 22023 | value must not be null | Pass a value for value
+put_secret_bytes('s', $V) | 22023 | the secret is text, not binary | vault.put_secret()
+put_secret_bytes('login', $V) | 22023 | holds a username and password, no bytes | update_secret
+put_secret_bytes('n', $V, -1) | 22023 | expected_version must not be negative | 0 for a secret that must not exist
+create_secret_bytes('n', $V, description => repeat('d', 4097)) | 22023 | description is too long | Shorten it
+create_secret_bytes('n', $V, metadata => '[]') | 22023 | metadata must be a JSON object | {"team": "payments"}
+create_secret_bytes('n', $V, grace_period => '-1 s') | 22023 | grace_period must not be negative | '30 days'
+create_secret_bytes('n', $V, keep_versions => -1) | 22023 | keep_versions is out of range | Pass 0 to keep none
+create_secret_bytes('n', $V, expires_in => '0') | 22023 | expires_in is too short | at least 1 second
+create_secret_bytes('n', $V, allowed_ips => '{}') | 22023 | allowed_ips must hold addresses and no NULL | {10.0.0.0/8}
+create_secret_bytes('s', $V) | 23505 | secret "s" already exists | put_secret
+create_secret_bytes('n', '\x0') | 22023 | invalid hexadecimal data | -
+# Ends.
+create_secret('n', $V, expires_in => '999 ms') | 22023 | expires_in is too short | at least 1 second
+create_secret('n', $V, expires_in => '-1 day') | 22023 | expires_in must not be negative | '30 days'
+create_secret('n', $V, expires_in => '36501 days') | 22023 | expires_in is too long | 36500 days
+update_secret('s', expires_in => '0') | 22023 | expires_in is too short | at least 1 second
+update_secret('s', reset => '{expires_in}', expires_in => '1 s') | 22023 | expires_in is both given | Pass one of the two
+delete_secret('s', NULL) | 22023 | recovery_window must not be null | Pass a value for recovery_window
+delete_secret('s', '-1 s') | 22023 | recovery_window must not be negative | '30 days'
+delete_secret('s', '36501 days') | 22023 | recovery_window is too long | 36500 days
+restore_secret('s') | 55000 | secret "s" is not deleted | nothing to restore
+rename_secret('s', 'n') | 42501 | permission denied to read secret | vault_reader
+rename_secret('n', NULL) | 22023 | new_name must not be null | Pass a value for new_name
+rename_secret('s', '/n') | 22023 | must not start with "/" | such as db/password
+roll_back_secret('s', NULL) | 22023 | version must not be null | Pass a value for version
+roll_back_secret('s', 2) | 55000 | is at version 2 already | list_versions
+roll_back_secret('s', 3) | P0002 | has no version 3 | list_versions
 # Versions, states, names that are taken.
 put_secret('s', $V, -1) | 22023 | expected_version must not be negative | 0 for a secret that must not exist
 put_secret('n', $V, -1) | 22023 | expected_version must not be negative | 0 for a secret that must not exist
@@ -131,6 +161,15 @@ rotate_secret('s') | 55000 | cannot be rotated | give it a generator
 
 /// Refused to a reader.
 pub const READERS: &str = r##"
+read_secrets(NULL) | 22023 | names must not be null | Pass a value for names
+read_secrets('{s,NULL}') | 22023 | names must not hold a NULL | db/password
+read_secrets('{s,a//b}') | 22023 | must not contain an empty segment | db/password
+read_secrets(array_fill('s'::text, array[257])) | 22023 | too many names at once | max_batch
+rename_secret('s', 'n') | 42501 | permission denied to delete secret | vault_admin
+verify_bytes('s', NULL) | 22023 | candidate must not be null | Pass a value for candidate
+read_secret_bytes('login') | 22023 | holds a username and password | vault.read_secret()
+read_secret_bytes('s', 0) | P0002 | no readable version 0 | list_versions
+list_secrets(deleted => NULL) | 22023 | deleted must not be null | Pass a value for deleted
 verify('s', NULL) | 22023 | candidate must not be null | Pass a value for candidate
 read_secret('s', 0) | P0002 | no readable version 0 | list_versions
 read_secret('s', -1) | P0002 | no readable version -1 | list_versions
@@ -151,6 +190,10 @@ put_secret('s', $V) | 42501 | permission denied to update secret "s" | vault_adm
 put_secret('n', $V) | 42501 | permission denied to update secret "n" | vault_admin
 create_secret('s', $V) | 42501 | permission denied to create secret | vault_admin
 delete_secret('n') | 42501 | permission denied to delete secret | vault_admin
+restore_secret('n') | 42501 | permission denied to delete secret | vault_admin
+roll_back_secret('s', 1) | 42501 | permission denied to rotate secret | vault_admin
+put_secret_bytes('s', $V) | 42501 | permission denied to update secret "s" | vault_admin
+create_secret_bytes('s', $V) | 42501 | permission denied to create secret | vault_admin
 rotate_secret('s') | 42501 | permission denied to rotate secret | vault_admin
 update_secret('n', $V) | 42501 | permission denied to update secret | vault_admin
 "##;

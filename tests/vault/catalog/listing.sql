@@ -22,7 +22,7 @@ INSERT INTO listing
 -- The members as pg_depend has them, and whatever else is in the schema without being one.
 SELECT 0, 'member: ' || pg_describe_object(classid, objid, 0) FROM member
  WHERE NOT (classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
-              WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind = 'r')))
+              WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind IN ('r', 'v'))))
 UNION ALL SELECT 1, 'stranger: ' || pg_describe_object(o.classid, o.objid, 0)
   FROM (SELECT 'pg_proc'::regclass::oid, oid, pronamespace FROM pg_proc
         UNION ALL SELECT 'pg_class'::regclass, oid, relnamespace FROM pg_class WHERE relkind NOT IN ('i', 'c')
@@ -46,7 +46,7 @@ UNION ALL SELECT 4, format('type %s: %s, owner %s, rights %s', t.oid::regtype,
                 FROM pg_attribute WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped), t.typtype::text),
     pg_get_userbyid(typowner), pg_temp.rights(typacl, 'T', typowner))
   FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
- WHERE t.typcategory <> 'A' AND NOT EXISTS (SELECT FROM vault_table WHERE reltype = t.oid)
+ WHERE t.typcategory <> 'A' AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind IN ('r', 'v'))
 UNION ALL SELECT 5, format('table %s: %s, rls %s, forced %s, owner %s, rights %s', c.oid::regclass,
     CASE relpersistence WHEN 'p' THEN 'logged' ELSE relpersistence::text END, relrowsecurity, relforcerowsecurity,
     pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner))
@@ -78,6 +78,9 @@ UNION ALL SELECT 12, format('function %s(%s) returns %s: %s, owner %s, rights %s
       'set ' || array_to_string(proconfig, '; '), 'rows ' || nullif(prorows, 0)),
     pg_get_userbyid(proowner), pg_temp.rights(proacl, 'f', proowner))
   FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid JOIN pg_language l ON l.oid = prolang
+UNION ALL SELECT 14, format('view %s: %s, owner %s, rights %s, as%s', c.oid::regclass, array_to_string(reloptions, ' '),
+    pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner), regexp_replace(pg_get_viewdef(c.oid), '\s+', ' ', 'g'))
+  FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid WHERE relkind = 'v'
 UNION ALL SELECT 13, format('dumped: %s%s', o::regclass, coalesce(' where ' || nullif(e.extcondition[i], ''), ''))
   FROM pg_extension e, unnest(e.extconfig) WITH ORDINALITY AS u(o, i) WHERE extname = 'hyperion_vault';
 

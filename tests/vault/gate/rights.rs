@@ -18,13 +18,22 @@ enum Met {
 const ROLES: [&str; 7] = ["outsider", "t_auditor", "t_user", "t_reader", "t_admin", "t_both", "postgres"];
 
 /// Calls on a name, and per role of `ROLES` what it meets: `+` allowed, `p` policy, `f` function, `s` schema.
-const TABLE: [(&str, &str); 13] = [
+const TABLE: [(&str, &str); 21] = [
     ("SELECT vault.create_secret(NAME, 'x')", "sfpp+++"),
     ("SELECT vault.put_secret(NAME, 'x')", "sfpp+++"),
     ("SELECT vault.update_secret(NAME, value => 'x')", "sfpp+++"),
+    ("SELECT vault.create_secret_bytes(NAME, 'x')", "sfpp+++"),
+    ("SELECT vault.put_secret_bytes(NAME_OF_BYTES, 'x')", "sfpp+++"),
     ("SELECT vault.rotate_secret(NAME)", "sfpp+++"),
+    ("SELECT vault.roll_back_secret(NAME, 1)", "sfpp+++"),
+    ("SELECT vault.restore_secret(NAME_OF_DELETED)", "sfpp+++"),
+    // Who renames could give himself a name he may read: it takes both roles.
+    ("SELECT vault.rename_secret(NAME, 'exists/elsewhere')", "sfppp++"),
+    ("SELECT * FROM vault.read_secrets(ARRAY[NAME])", "sfp+p++"),
     ("SELECT vault.delete_secret(NAME)", "sfpp+++"),
     ("SELECT vault.read_secret(NAME)", "sfp+p++"),
+    ("SELECT vault.read_secret_bytes(NAME)", "sfp+p++"),
+    ("SELECT * FROM vault.verify_bytes(NAME, 'x')", "sfp+p++"),
     ("SELECT * FROM vault.get_secret(NAME)", "sfp+p++"),
     ("SELECT * FROM vault.verify(NAME, 'x')", "sfp+p++"),
     ("SELECT * FROM vault.list_secrets(NAME)", "sfp++++"),
@@ -50,7 +59,10 @@ fn met(cell: char) -> Met {
 
 /// Runs a call and takes it back; its error, if it fails.
 fn attempt(client: &mut Client, call: &str, name: &str) -> Option<DbError> {
-    let sql = call.replace("NAME", &format!("'{name}'"));
+    let sql = call
+        .replace("NAME_OF_BYTES", &format!("'{name}/bytes'"))
+        .replace("NAME_OF_DELETED", &format!("'{name}/deleted'"))
+        .replace("NAME", &format!("'{name}'"));
     client.batch_execute("BEGIN").unwrap();
     let result = client.batch_execute(&sql);
     client.batch_execute("ROLLBACK").unwrap();
@@ -82,7 +94,11 @@ fn every_function_for_every_role() {
          CREATE ROLE t_admin LOGIN IN ROLE vault_admin;
          CREATE ROLE t_both LOGIN IN ROLE vault_reader, vault_admin;
          CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
-         SELECT vault.create_secret('exists/it', 'x', generator => '{}');",
+         SELECT vault.create_secret('exists/it', 'x', generator => '{}');
+         SELECT vault.put_secret('exists/it', 'y');
+         SELECT vault.create_secret_bytes('exists/it/bytes', 'x');
+         SELECT vault.create_secret('exists/it/deleted', 'x');
+         SELECT vault.delete_secret('exists/it/deleted', '1 day');",
     )
     .unwrap();
     // The table is complete: a function that is added must be given its row.
@@ -109,7 +125,7 @@ fn every_function_for_every_role() {
                 let outcome = (code(&existing), code(&missing));
                 let right = match call {
                     _ if call.contains("create_secret") => ("23505", "00000"),
-                    _ if ["put_secret", "list_secrets", "status", "_sealed"]
+                    _ if ["put_secret", "list_secrets", "read_secrets", "status", "_sealed"]
                         .iter()
                         .any(|f| call.contains(f)) =>
                     {
@@ -145,9 +161,18 @@ fn every_function_for_every_role() {
     }
     // Private functions are nobody's.
     for role in ROLES.into_iter().filter(|role| *role != "postgres") {
-        for call in ["SELECT vault._inside()", "SELECT vault._check_install()"] {
-            let refused = attempt(&mut vault.session(role), call, "").unwrap();
-            assert_eq!(refused.code().code(), "42501", "{role}: {call}");
+        let refused = attempt(&mut vault.session(role), "SELECT vault._check_install()", "").unwrap();
+        assert_eq!(refused.code().code(), "42501", "{role}");
+        // What the policies and the view call, members may call too, and get nothing by it.
+        let member = ["t_user", "t_reader", "t_admin", "t_both"].contains(&role);
+        for (call, of_member) in [
+            ("SELECT 1 / (NOT vault._inside())::int", None),
+            ("SELECT 1 / (NOT vault._visible('exists/it', NULL, '-infinity', NULL))::int", None),
+            ("SELECT vault._open(gen_random_uuid(), 'exists/it')", Some("55000")),
+        ] {
+            let error = attempt(&mut vault.session(role), call, "");
+            let code = error.as_ref().map(|error| error.code().code());
+            assert_eq!(code, if member { of_member } else { Some("42501") }, "{role}: {call}");
         }
     }
 }

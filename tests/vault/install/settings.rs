@@ -20,6 +20,7 @@ kms_queue_slots|256|postmaster
 kms_region||sighup
 kms_timeout_ms|10000|sighup
 local_master_key_file||sighup
+max_batch|256|sighup
 max_secret_bytes|1048576|sighup";
 
 #[test]
@@ -117,6 +118,8 @@ fn bad_values(cluster: &Cluster) {
         ("dek_cache_stale_secs", "-1", ""),
         ("keep_versions", "-1", ""),
         ("keep_versions", "1001", ""),
+        ("max_batch", "0", ""),
+        ("max_batch", "100001", ""),
         ("max_secret_bytes", "0", ""),
         ("max_secret_bytes", "257MB", ""),
     ] {

@@ -12,7 +12,7 @@ fn surroundings(client: &mut Client) -> String {
         client,
         "SELECT pg_catalog.concat_ws('|', session_user, current_user, pg_catalog.current_setting('search_path'),
            pg_catalog.current_setting('row_security'), vault._inside(),
-           (SELECT pg_catalog.count(*) FROM vault.secrets), pg_catalog.current_setting('role'))",
+           (SELECT pg_catalog.count(*) FROM vault.vault_meta), pg_catalog.current_setting('role'))",
     )
 }
 

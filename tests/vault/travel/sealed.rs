@@ -20,6 +20,29 @@ fn empty_vault(cluster: &Cluster) -> Cluster {
     other
 }
 
+/// A secret that runs out keeps its end, one deleted with a window its way back.
+#[test]
+fn ends_travel_too() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut ops = vault.ops();
+    ops.ask("SELECT vault.create_secret('fleeting', 'v1', expires_in => '1 year')");
+    ops.ask("SELECT vault.create_secret('binned', 'v2')");
+    ops.ask("SELECT vault.delete_secret('binned', recovery_window => '1 day')");
+    let ends = "SELECT name, expires_at, recover_until FROM vault.list_secrets()
+                 UNION ALL SELECT name, expires_at, recover_until FROM vault.list_secrets(deleted => true)";
+    let (document, known) = (ops.ask(EXPORT), ops.ask(ends));
+    let other = empty_vault(&cluster);
+    let mut there = other.connect("ops", other.database());
+    assert_eq!(import(&mut there, &document).unwrap(), 2);
+    assert_eq!(there.ask(ends), known);
+    let mut app = reader(&other);
+    assert_eq!(app.ask("SELECT vault.read_secret('fleeting')"), "v1");
+    sqlstate!(app.try_ask("SELECT vault.read_secret('binned')"), "P0002");
+    there.ask("SELECT vault.restore_secret('binned')");
+    assert_eq!(app.ask("SELECT vault.read_secret('binned')"), "v2");
+}
+
 #[test]
 fn round_trip() {
     let cluster = Cluster::builder().allowed_ips("local,127.0.0.1").start();

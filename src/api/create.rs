@@ -1,0 +1,168 @@
+//! `create_secret`, `create_secret_bytes`, `put_secret`, `put_secret_bytes`.
+//!
+//! Client backends on a primary, main thread. The pattern of all writers, see `writing`. A name is taken by a live
+//! secret, and by a deleted one that can still be restored; a secret that has run out is destroyed by whoever takes its
+//! name.
+
+use hyperion_vault_core::envelope::Id;
+use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::secret::{Generator, Presence, limits};
+use pgrx::pg_sys::Datum;
+
+use super::arguments::{self, Given};
+use super::gate;
+use super::keys::{ATTEMPTS, NewVersion, Value, overtaken};
+use super::lifecycle::destroy;
+use super::update::{NewValue, Update, check_expected, expected_version};
+use super::writing::{admitted, generated, invalid};
+use crate::error::{Kind, Result, VaultError};
+use crate::pg::fcinfo::{Args, Return};
+use crate::pg::spi::Spi;
+use crate::store::changes::{Changes, missing_interval};
+use crate::store::secrets::{self, Properties};
+
+pub fn exists(name: &str) -> VaultError {
+    VaultError::new(Kind::Exists, format!("secret \"{name}\" already exists"))
+        .hint("Use vault.put_secret() to create or update, or vault.update_secret().")
+}
+
+/// The name of a deleted secret that can be restored.
+pub fn reserved(name: &str) -> VaultError {
+    VaultError::new(Kind::Exists, format!("secret \"{name}\" is deleted and can still be restored"))
+        .detail("Its name stays taken until its recovery window is over.")
+        .hint("Bring it back with vault.restore_secret(), or destroy it now with vault.delete_secret() without a window.")
+}
+
+/// `vault.create_secret(…)`.
+pub fn create_secret(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Create])?;
+    let given = Given::parse(args, &arguments::TEXT)?;
+    let automatic = given.automatic.ok_or_else(|| gate::null("kind"))?;
+    if automatic && given.rotation_interval.is_none() {
+        return Err(missing_interval());
+    }
+    let may_generate = automatic || given.generator.is_some();
+    let random = match (given.value, given.password) {
+        (None, None) if may_generate => Some(generated(
+            given.generator.as_ref().map_or(&Generator::default(), |(generator, _)| generator),
+        )?),
+        _ => None,
+    };
+    let random = random.as_ref().map(|text| text.as_str());
+    let value = match (given.value, given.username, given.password.or(random)) {
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+            return Err(invalid(
+                "a secret has either a value or a username and password",
+                "Pass value alone, or username and password.",
+            ));
+        }
+        (Some(value), None, None) => Value::Opaque(value),
+        (None, Some(username), Some(password)) => Value::Userpass { username, password },
+        (None, None, Some(value)) if given.password.is_none() => Value::Opaque(value),
+        (None, None, Some(_)) => {
+            return Err(invalid(
+                "a password needs a username",
+                "Pass username too, or pass the password as value.",
+            ));
+        }
+        (None, Some(_), None) => {
+            return Err(invalid(
+                "a username needs a password",
+                "Pass password, or a generator to have one made.",
+            ));
+        }
+        (None, None, None) => {
+            return Err(invalid(
+                "a manual secret needs a value",
+                "Pass value, or username and password, or a generator to have one made.",
+            ));
+        }
+    };
+    let info = create(name, &value, &given.properties())?.ok_or_else(|| exists(name))?;
+    Ok(Return::Value(info))
+}
+
+/// `vault.create_secret_bytes(…)`.
+pub fn create_secret_bytes(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Create])?;
+    let value = arguments::bytes(args.bytes(1))?;
+    let given = Given::parse(args, &arguments::BYTES)?;
+    let info = create(name, &Value::Binary(value), &given.properties())?.ok_or_else(|| exists(name))?;
+    Ok(Return::Value(info))
+}
+
+/// Creates a secret; None if the name is taken by a live one.
+fn create(name: &str, value: &Value<'_>, properties: &Properties) -> Result<Option<Datum>> {
+    for _ in 0..ATTEMPTS {
+        // Before the key service is asked: the common mistake costs no call.
+        let gone = match secrets::any(name)?.map(|found| found.presence) {
+            Some(Presence::Live) => return Ok(None),
+            Some(Presence::Deleted { .. }) => return Err(reserved(name)),
+            Some(Presence::Gone) => true,
+            None => false,
+        };
+        let new = NewVersion::prepare(Id::random()?)?;
+        let spi = Spi::connect()?;
+        if !new.belongs(&spi)? {
+            continue;
+        }
+        if gone && let Some(locked) = secrets::lock_any(&spi, name)? {
+            // Somebody may have taken the name since.
+            if locked.presence != Presence::Gone {
+                continue;
+            }
+            destroy(&spi, &locked)?;
+        }
+        let now = Datum::from(crate::pg::clock());
+        let info = new
+            .seal(name, 1, value, |fresh| secrets::insert(&spi, new.secret, name, fresh, properties, now))?;
+        drop(spi);
+        // Not inserted: the name is another's, whatever the state of that one is.
+        if info.is_some() {
+            return Ok(info);
+        }
+    }
+    Err(overtaken(name))
+}
+
+/// `vault.put_secret(name, value, expected_version, description)`.
+pub fn put_secret(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Update, Action::Create])?;
+    let value = arguments::value(args.text(1))?;
+    put(args, name, &Value::Opaque(value), || NewValue::Opaque(value))
+}
+
+/// `vault.put_secret_bytes(name, value, expected_version, description)`.
+pub fn put_secret_bytes(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Update, Action::Create])?;
+    let value = arguments::bytes(args.bytes(1))?;
+    put(args, name, &Value::Binary(value), || NewValue::Binary(value))
+}
+
+fn put<'a>(args: &Args, name: &'a str, first: &Value<'_>, next: impl Fn() -> NewValue<'a>) -> Result<Return> {
+    let expected = expected_version(args.int(2))?;
+    let description = args.text(3);
+    if let Some(description) = description {
+        limits::description(description)?;
+    }
+    let properties = || Properties { description: args.datum(3), ..Properties::default() };
+    for _ in 0..ATTEMPTS {
+        if secrets::current(name)?.is_none() {
+            gate::authorize(&[Action::Create], name)?;
+            check_expected(name, expected, 0)?;
+            if let Some(info) = create(name, first, &properties())? {
+                return Ok(Return::Value(info));
+            }
+            // Somebody else created it meanwhile: update that one.
+            continue;
+        }
+        gate::authorize(&[Action::Update], name)?;
+        let changes = description.map(|_| Changes { properties: properties(), reset: None });
+        let update = Update { name, expected, changes, value: next() };
+        if let Some(info) = update.run()? {
+            return Ok(Return::Value(info));
+        }
+        // Somebody else deleted it meanwhile: create it.
+    }
+    Err(overtaken(name))
+}

@@ -1,0 +1,84 @@
+//! `delete_secret`, `restore_secret`: how a secret ends, and how the end is called off.
+//!
+//! Client backends on a primary, main thread. No key service is asked. The trap it avoids: a key that outlives its
+//! secret; whatever hides or destroys versions also takes their keys out of the cache, when it commits.
+
+use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::secret::Presence;
+use pgrx::pg_sys::Datum;
+
+use super::arguments;
+use super::gate::no_secret;
+use super::keys::{ATTEMPTS, forget, overtaken};
+use super::writing::admitted;
+use crate::error::{Kind, Result, VaultError};
+use crate::pg::fcinfo::{Args, Return};
+use crate::pg::spi::Spi;
+use crate::store::secrets::{self, Locked};
+use crate::store::versions;
+
+/// Deletes a locked secret and all its versions for good.
+pub fn destroy(spi: &Spi, locked: &Locked) -> Result<()> {
+    let mut keys = versions::delete_all(spi, locked.id)?;
+    secrets::delete(spi, locked.id)?;
+    keys.push((locked.version_id, locked.wrapped.clone()));
+    forget(locked.id, &keys)
+}
+
+/// Hides a locked secret for the length of a window.
+fn bury(spi: &Spi, locked: &Locked, window: Datum) -> Result<()> {
+    secrets::bury(spi, locked.id, window, Datum::from(crate::pg::clock()))?;
+    let mut keys = versions::keys(spi, locked.id)?;
+    keys.push((locked.version_id, locked.wrapped.clone()));
+    forget(locked.id, &keys)
+}
+
+/// Locks the row of that name, live, deleted or gone; None if there is none.
+fn locked(spi: &Spi, name: &str) -> Result<Option<Locked>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(locked) = secrets::lock_any(spi, name)? {
+            return Ok(Some(locked));
+        }
+        // Gone, unless it was replaced while this call waited for the lock.
+        if secrets::any(name)?.is_none() {
+            return Ok(None);
+        }
+    }
+    Err(overtaken(name))
+}
+
+/// `vault.delete_secret(name, recovery_window)`.
+pub fn delete_secret(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Delete])?;
+    let (window, recoverable) = arguments::recovery_window(args, 1)?;
+    let spi = Spi::connect()?;
+    let locked = locked(&spi, name)?.ok_or_else(|| no_secret(name))?;
+    match locked.presence {
+        Presence::Live if recoverable => bury(&spi, &locked, window)?,
+        Presence::Deleted { .. } if recoverable => {
+            return Err(VaultError::new(Kind::WrongState, format!("secret \"{name}\" is deleted already"))
+                .detail("Its recovery window is still open.")
+                .hint(
+                    "Restore it first to give it another window, or delete it without one to destroy it now.",
+                ));
+        }
+        Presence::Live | Presence::Deleted { .. } => destroy(&spi, &locked)?,
+        Presence::Gone => return Err(no_secret(name)),
+    }
+    Ok(Return::Void)
+}
+
+/// `vault.restore_secret(name)`. For whoever may delete it.
+pub fn restore_secret(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Delete])?;
+    let spi = Spi::connect()?;
+    let locked = locked(&spi, name)?.ok_or_else(|| no_secret(name))?;
+    match locked.presence {
+        Presence::Deleted { .. } => {
+            secrets::restore(&spi, locked.id, Datum::from(crate::pg::clock())).map(Return::Value)
+        }
+        Presence::Live => Err(VaultError::new(Kind::WrongState, format!("secret \"{name}\" is not deleted"))
+            .hint("There is nothing to restore.")),
+        Presence::Gone => Err(no_secret(name)),
+    }
+}

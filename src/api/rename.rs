@@ -1,0 +1,113 @@
+//! `rename_secret`: the same secret under another name.
+//!
+//! Client backends on a primary, main thread. The name is part of what each version is sealed for, so every version the
+//! secret has is opened and sealed again, under its own key with a new nonce; numbers, states and times stay. The
+//! pattern of all writers, see `writing`: keys first, then the locks, then the check that nothing has moved. Whoever
+//! renames could give himself a name he may read, so renaming takes the right to read as well.
+//!
+//! The trap it avoids: two renames that lock two names in opposite orders. Rows are locked in the order of their names.
+
+use hyperion_vault_core::envelope::Id;
+use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::secret::Presence;
+use pgrx::pg_sys::Datum;
+
+use super::create::{exists, reserved};
+use super::gate;
+use super::keys::{ATTEMPTS, Opener, overtaken};
+use super::lifecycle::destroy;
+use super::writing::{admitted, invalid, missing};
+use crate::error::Result;
+use crate::pg::fcinfo::{Args, Return};
+use crate::pg::memory::with_scratch;
+use crate::pg::spi::Spi;
+use crate::store::secrets::{self, Locked, Sealed};
+use crate::store::versions;
+
+/// `vault.rename_secret(name, new_name)`.
+pub fn rename_secret(args: &Args) -> Result<Return> {
+    let name = admitted(args, &[Action::Delete])?;
+    let new_name = gate::name(Some(args.text(1).ok_or_else(|| gate::null("new_name"))?))?.as_str();
+    gate::authorize(&[Action::Read], name)?;
+    gate::authorize(&[Action::Create], new_name)?;
+    if name == new_name {
+        return Err(invalid("new_name is the name the secret has", "Pass another name."));
+    }
+    for _ in 0..ATTEMPTS {
+        let Some(current) = secrets::current(name)? else { return Err(missing(name)) };
+        if let Some(taken) = secrets::any(new_name)? {
+            check_free(new_name, taken.presence)?;
+        }
+        let current = current.version;
+        let mut openers = Vec::new();
+        for version in versions::all(current.secret)?.into_iter().chain([current]) {
+            let opener = match Opener::cached(&version)? {
+                Some(opener) => opener,
+                None => Opener::fetch(&version)?,
+            };
+            openers.push((version, opener));
+        }
+        let spi = Spi::connect()?;
+        let Some(locked) = lock_both(&spi, name, new_name)? else { continue };
+        if !unchanged(&spi, &locked, &openers)? {
+            continue;
+        }
+        return rename(&spi, &locked, name, new_name, &openers).map(Return::Value);
+    }
+    Err(overtaken(name))
+}
+
+fn check_free(new_name: &str, presence: Presence) -> Result<()> {
+    match presence {
+        Presence::Live => Err(exists(new_name)),
+        Presence::Deleted { .. } => Err(reserved(new_name)),
+        Presence::Gone => Ok(()),
+    }
+}
+
+/// Locks the secret, and the row that has the new name if there is one, which must be gone and is destroyed. None if
+/// the secret has moved.
+fn lock_both(spi: &Spi, name: &str, new_name: &str) -> Result<Option<Locked>> {
+    let (locked, taken) = if name < new_name {
+        let locked = secrets::lock(spi, name)?;
+        (locked, secrets::lock_any(spi, new_name)?)
+    } else {
+        let taken = secrets::lock_any(spi, new_name)?;
+        (secrets::lock(spi, name)?, taken)
+    };
+    if let Some(taken) = taken {
+        check_free(new_name, taken.presence)?;
+        destroy(spi, &taken)?;
+    }
+    Ok(locked)
+}
+
+/// Whether the locked secret has exactly the versions whose keys are at hand.
+fn unchanged(spi: &Spi, locked: &Locked, openers: &[(Sealed, Opener)]) -> Result<bool> {
+    let mut now: Vec<(Id, Vec<u8>)> = versions::keys(spi, locked.id)?;
+    now.push((locked.version_id, locked.wrapped.clone()));
+    let known = |(id, wrapped): &(Id, Vec<u8>)| {
+        openers.iter().any(|(version, _)| version.version_id == *id && version.wrapped == *wrapped)
+    };
+    Ok(now.len() == openers.len() && now.iter().all(known))
+}
+
+fn rename(
+    spi: &Spi,
+    locked: &Locked,
+    name: &str,
+    new_name: &str,
+    openers: &[(Sealed, Opener)],
+) -> Result<Datum> {
+    let mut info = None;
+    for (version, opener) in openers {
+        let sealed = opener.seal_again(name, new_name, version)?;
+        if version.version_id == locked.version_id {
+            let now = Datum::from(crate::pg::clock());
+            info = Some(secrets::rename(spi, locked.id, new_name, &sealed, now, || exists(new_name))?);
+        } else {
+            with_scratch(|| versions::seal_again(spi, version, &sealed))?;
+        }
+    }
+    info.ok_or_else(|| overtaken(name))
+}

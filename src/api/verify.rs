@@ -1,0 +1,85 @@
+//! `verify`, `verify_bytes`: is this the value?
+//!
+//! Client backends, main thread, primary or standby. The trap it avoids: an answer whose time tells which version
+//! matched, or how much of it.
+
+use hyperion_vault_core::envelope::{Format, constant_time_eq, decode_userpass};
+use hyperion_vault_core::policy::Action;
+use pgrx::pg_sys::Datum;
+
+use super::gate;
+use super::keys::{ATTEMPTS, Opener, overtaken};
+use super::read::{Found, admitted, find};
+use crate::error::Result;
+use crate::pg::fcinfo::{Args, Return};
+use crate::store::secrets::Sealed;
+use crate::store::versions;
+
+/// `vault.verify(name, candidate)`: compares with every live version, whatever the earlier ones said, so that the
+/// time taken does not tell which one matched.
+pub fn verify(args: &Args) -> Result<Return> {
+    compare(args, args.text(1).map(str::as_bytes))
+}
+
+/// `vault.verify_bytes(name, candidate)`: the same; text compares as its UTF-8 bytes.
+pub fn verify_bytes(args: &Args) -> Result<Return> {
+    compare(args, args.bytes(1))
+}
+
+fn compare(args: &Args, candidate: Option<&[u8]>) -> Result<Return> {
+    let name = admitted(args, Action::Verify)?;
+    let candidate = candidate.ok_or_else(|| gate::null("candidate"))?;
+    for _ in 0..ATTEMPTS {
+        let live = live(name)?;
+        let mut fetched = false;
+        let mut openers = Vec::with_capacity(live.len());
+        for version in &live {
+            openers.push(match Opener::cached(version)? {
+                Some(opener) => opener,
+                None => {
+                    fetched = true;
+                    Opener::fetch(version)?
+                }
+            });
+        }
+        if fetched {
+            let again = self::live(name);
+            let same = |(a, b): (&Sealed, &Sealed)| a.version_id == b.version_id && a.wrapped == b.wrapped;
+            let unchanged =
+                |again: &Vec<Sealed>| again.len() == live.len() && again.iter().zip(&live).all(same);
+            if !again.as_ref().is_ok_and(unchanged) {
+                // As in `find_with_key`. A key too many costs one call.
+                for (version, opener) in live.iter().zip(&openers) {
+                    opener.evict(version);
+                }
+                again?;
+                continue;
+            }
+        }
+        let mut matched = None;
+        for (version, opener) in live.iter().zip(&openers) {
+            let payload = opener.open(name, version)?;
+            let equal = match version.format {
+                Format::Opaque | Format::Binary => constant_time_eq(payload.as_bytes(), candidate),
+                Format::Userpass => {
+                    let (_, password) = decode_userpass(payload.as_bytes())?;
+                    constant_time_eq(password.as_bytes(), candidate)
+                }
+            };
+            // Newest first: the first match is the newest.
+            if equal && matched.is_none() {
+                matched = Some(version.version);
+            }
+        }
+        let mut values = [Datum::from(matched.is_some()), matched.map_or(Datum::null(), Datum::from)];
+        return Ok(args.row(&mut values, &mut [false, matched.is_none()]));
+    }
+    Err(overtaken(name))
+}
+
+/// The current version and those in grace, newest first.
+fn live(name: &str) -> Result<Vec<Sealed>> {
+    let Found { version: current, .. } = find(name, None)?;
+    let grace = versions::in_grace(current.secret, crate::pg::clock())?;
+    Ok(std::iter::once(current).chain(grace).collect())
+}
