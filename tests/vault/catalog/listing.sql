@@ -78,8 +78,9 @@ UNION ALL SELECT 12, format('function %s(%s) returns %s: %s, owner %s, rights %s
       'set ' || array_to_string(proconfig, '; '), 'rows ' || nullif(prorows, 0)),
     pg_get_userbyid(proowner), pg_temp.rights(proacl, 'f', proowner))
   FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid JOIN pg_language l ON l.oid = prolang
+-- Older majors qualify all columns, newer ones only where they must.
 UNION ALL SELECT 14, format('view %s: %s, owner %s, rights %s, as%s', c.oid::regclass, array_to_string(reloptions, ' '),
-    pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner), regexp_replace(pg_get_viewdef(c.oid), '\s+', ' ', 'g'))
+    pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner), regexp_replace(regexp_replace(pg_get_viewdef(c.oid), '\s+', ' ', 'g'), '\ms\.', '', 'g'))
   FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid WHERE relkind = 'v'
 UNION ALL SELECT 13, format('dumped: %s%s', o::regclass, coalesce(' where ' || nullif(e.extcondition[i], ''), ''))
   FROM pg_extension e, unnest(e.extconfig) WITH ORDINALITY AS u(o, i) WHERE extname = 'hyperion_vault';
