@@ -5,15 +5,16 @@
 //! value that way, and whoever reads gets none that was sealed for another name.
 
 use hyperion_vault_core::export::{Export, Limits};
+use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::Datum;
 
-use super::gate;
+use super::{gate, lifecycle};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
-use crate::store::{meta, sealed};
+use crate::store::{meta, sealed, secrets};
 
 /// The most that all sealed values together may have. In base64, and in the copies that making a jsonb takes, this is
 /// about 600 MB of memory; a jsonb array cannot hold more than 256 MB.
@@ -49,20 +50,31 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
     gate::writable()?;
     let json = args.jsonb(0).ok_or_else(|| gate::null("sealed"))?;
     let export = Export::parse(&json, Limits { max_secret_bytes: config::max_secret_bytes() })?;
-    let count = Datum::from(export.secrets.len() as i64);
-    let Some(vault) = export.vault else { return Ok(Return::Value(count)) };
+    let Some(vault) = export.vault else { return Ok(Return::Value(Datum::from(0_i64))) };
     let spi = Spi::connect()?;
     if let Some(other) = meta::adopt(&spi, vault)? {
         return Err(VaultError::new(Kind::WrongState, "the export is of another vault")
-            .detail(format!("It is of vault {vault}; this is vault {other}, which has secrets."))
+            .detail(format!("It is of vault {vault}; this is vault {other}, which has secrets, or has some that were deleted and can be restored."))
             .hint("Import it into an empty vault: values are bound to the vault they were sealed in."));
     }
+    let now = Timestamp(crate::pg::clock());
+    let mut count = 0_i64;
     for secret in &export.secrets {
+        if Presence::at(now, secret.expires_at, secret.recover_until) == Presence::Gone {
+            // It has run out since it was exported, and is not to come back.
+            continue;
+        }
+        if let Some(locked) = secrets::lock_any(&spi, &secret.name)?
+            && locked.presence == Presence::Gone
+        {
+            lifecycle::destroy(&spi, &locked)?;
+        }
         if !sealed::insert(&spi, secret)? {
             return Err(VaultError::new(Kind::Exists, format!("secret \"{}\" already exists", secret.name))
                 .detail("Its name or its id is in the vault. Nothing was imported.")
                 .hint("Delete or rename the secret, or take it out of the export."));
         }
+        count += 1;
     }
-    Ok(Return::Value(count))
+    Ok(Return::Value(Datum::from(count)))
 }

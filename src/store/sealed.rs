@@ -34,15 +34,15 @@ static ALL: Statement = Statement::query(
         NULL::timestamptz, NULL::timestamptz, name, kind = 'automatic', description, metadata, rotation_interval, grace_period,
         next_rotation_at, generator, allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until
       FROM vault.secrets
+      WHERE (expires_at IS NULL OR expires_at > clock_timestamp()) AND (recover_until IS NULL OR recover_until > clock_timestamp())
       UNION ALL
       SELECT secret_id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id, created_at,
-        superseded_at, expires_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL
+        superseded_at, expires_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
       FROM vault.secret_versions",
     &[],
 );
 
-/// Every secret with all its versions, by name.
+/// Every secret with all its versions, by name; deleted ones too while they can be restored, but none that is gone.
 pub fn all(spi: &Spi) -> Result<Vec<Secret>> {
     let rows = spi.run(&ALL, &[])?;
     let mut secrets = Vec::new();
@@ -55,7 +55,7 @@ pub fn all(spi: &Spi) -> Result<Vec<Secret>> {
         }
     }
     for secret in &mut secrets {
-        // What is left over has no secret any more, and is none of the vault's.
+        // What is left over has no secret any more, or one that is gone.
         secret.superseded = superseded.remove(&secret.id).unwrap_or_default();
         secret.superseded.sort_by_key(|superseded| superseded.version.number);
     }

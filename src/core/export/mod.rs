@@ -53,12 +53,12 @@ pub struct Secret {
     pub generator: Option<String>,
     pub allowed_ips: Option<Vec<IpNet>>,
     pub keep_versions: Option<i32>,
-    /// When it runs out.
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// When the secret runs out.
     pub expires_at: Option<Timestamp>,
     /// Deleted, and restorable until then.
     pub recover_until: Option<Timestamp>,
-    pub created_at: Timestamp,
-    pub updated_at: Timestamp,
     /// By number, ascending, all below the current one's.
     pub superseded: Vec<Superseded>,
 }
@@ -116,10 +116,10 @@ struct SecretEntry<'a> {
     generator: Option<Box<RawValue>>,
     allowed_ips: Option<Vec<String>>,
     keep_versions: Option<i32>,
-    expires_at: Option<i64>,
-    recover_until: Option<i64>,
     created_at: i64,
     updated_at: i64,
+    expires_at: Option<i64>,
+    recover_until: Option<i64>,
     current: VersionEntry<'a>,
     superseded: Vec<SupersededEntry<'a>>,
 }
@@ -177,10 +177,10 @@ fn secret(s: &Secret) -> Option<SecretEntry<'_>> {
         generator: raw(&s.generator)?,
         allowed_ips: s.allowed_ips.as_ref().map(|list| list.iter().map(IpNet::to_string).collect()),
         keep_versions: s.keep_versions,
-        expires_at: s.expires_at.map(unix),
-        recover_until: s.recover_until.map(unix),
         created_at: unix(s.created_at),
         updated_at: unix(s.updated_at),
+        expires_at: s.expires_at.map(unix),
+        recover_until: s.recover_until.map(unix),
         current: version(&s.current),
         superseded: s
             .superseded

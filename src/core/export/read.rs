@@ -117,10 +117,10 @@ fn secret(mut f: Fields<'_>, limits: Limits) -> Result<Secret> {
         generator: checked(&mut f, "generator", generator)?,
         allowed_ips: f.opt("allowed_ips", networks)?,
         keep_versions: f.opt("keep_versions", Fields::small)?,
-        expires_at: f.opt("expires_at", Fields::time)?,
-        recover_until: f.opt("recover_until", Fields::time)?,
         created_at: f.time("created_at")?,
         updated_at: f.time("updated_at")?,
+        expires_at: f.opt("expires_at", Fields::time)?,
+        recover_until: f.opt("recover_until", Fields::time)?,
         superseded,
         name,
     };
