@@ -330,7 +330,13 @@ async fn make_attempts(shared: &Arc<Shared>, id: FlightId, call: &Arc<Call>) -> 
         failed += 1;
         let remaining = shared.remaining(id);
         match retry::next_delay(error.kind, failed, call.limits.max_retries, remaining, retry::random()) {
-            Some(delay) => time::sleep(delay).await,
+            Some(delay) => {
+                // It may have opened while this attempt was under way, when nobody could be told.
+                if let Some(refusal) = shared.refusal(id) {
+                    return Err(refusal);
+                }
+                time::sleep(delay).await;
+            }
             None if failed > 1 => return Err(error.with_detail(format!("Gave up after {failed} attempts."))),
             None => return Err(error),
         }
