@@ -37,6 +37,8 @@ pub fn fill(ops: &mut Client) -> Vec<(&'static str, String)> {
     let large = random_text(1 << 20);
     ops.execute("SELECT vault.put_secret('r', $1)", &[&large]).unwrap();
     ops.execute("SELECT vault.create_secret('empty', '')", &[]).unwrap();
+    ops.ask("SELECT vault.create_secret_bytes('bin', '\\x00ff80', expires_in => '10 years')");
+    ops.ask("SELECT vault.create_secret('buried', 'v'); SELECT vault.delete_secret('buried', recovery_window => '1 day')");
     values.push(("large", large[..40].to_owned()));
     values
 }
@@ -48,7 +50,7 @@ pub fn learn(reader: &mut Client) -> String {
                 md5(coalesce(g.value, '') || '/' || coalesce(g.username, '') || '/' || coalesce(g.password, ''))
            FROM vault.list_secrets() i, vault.get_secret(i.name) g
          UNION ALL SELECT vault.read_secret('db/password', 1), vault.read_secret('db/password', 2), vault.read_secret('db/password')
-         UNION ALL SELECT vault.verify('db/password', vault.read_secret('db/password', 1))::text, vault.status() ->> 'vault_id', ''",
+         UNION ALL SELECT vault.verify('db/password', vault.read_secret('db/password', 1))::text, vault.status() ->> 'vault_id', vault.read_secret_bytes('bin')::text",
     )
 }
 
@@ -84,6 +86,8 @@ pub fn goes_on(cluster: &Cluster, known: &str) {
         "current grace grace grace"
     );
     assert_eq!(app.ask("SELECT string_agg(state, ' ') FROM vault.list_versions('r')"), "current retained");
+    ops.ask("SELECT vault.restore_secret('buried')");
+    assert_eq!(app.ask("SELECT vault.read_secret('buried')"), "v");
     ops.ask("SELECT vault.delete_secret('login')");
     sqlstate!(app.try_ask("SELECT vault.read_secret('login')"), "P0002");
 }

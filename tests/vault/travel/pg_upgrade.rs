@@ -46,7 +46,7 @@ fn pg_upgrade() {
         let mut root = new.superuser();
         assert_eq!(
             root.ask("SELECT (info).name, kind, (SELECT count(*) FROM names) FROM kept"),
-            "auto|automatic|5"
+            "auto|automatic|6"
         );
         assert!(new.connect("nobody_special", "postgres").ask("SELECT vault.status()").contains("vault_id"));
         goes_on(&new, &known);

@@ -16,7 +16,7 @@ fn standby() {
     let mut here = reader(&standby);
     assert!(learn(&mut here) == learn(&mut reader(&primary)));
     let status = "SELECT s -> 'in_recovery', s -> 'secrets', s -> 'workers' -> 0 -> 'running', s -> 'kms' ->> 'calls' <> '0' FROM vault.status() s";
-    assert_eq!(here.ask(status), "true|5|true|t");
+    assert_eq!(here.ask(status), "true|6|true|t");
     assert_eq!(standby.pids("hyperion_vault kms").len(), 1);
     assert_ne!(standby.pids("hyperion_vault kms"), primary.pids("hyperion_vault kms"));
 
