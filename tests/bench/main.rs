@@ -5,13 +5,14 @@
 //! median of the pairs' ratios. Figures of one machine; the ratio is what travels.
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
-//! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenario
-//! `kms` is another matter, with a cluster of its own: see kms.rs.
+//! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
+//! `kms` and `scale` are other matters, with clusters of their own: see kms.rs and scale.rs.
 
 mod kms;
 mod machine;
 mod pgbench;
 mod report;
+mod scale;
 mod scenarios;
 mod stats;
 
@@ -79,7 +80,7 @@ fn main() {
     let plan = Plan::from_env();
     let scenarios: Vec<_> =
         scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
-    let known = !scenarios.is_empty() || plan.wants(kms::NAME);
+    let known = !scenarios.is_empty() || plan.wants(kms::NAME) || plan.wants(scale::NAME);
     assert!(known, "no scenario has one of these names: {:?}", plan.only);
     let cores = Cores::choose();
     if let Some(cores) = cores {
@@ -88,6 +89,9 @@ fn main() {
     let mut document = if scenarios.is_empty() { json!({}) } else { beside_plain(&plan, &scenarios, cores) };
     if plan.wants(kms::NAME) {
         document["kms"] = kms::measure(plan.pairs.min(3), cores);
+    }
+    if plan.wants(scale::NAME) {
+        document["scale"] = scale::measure(plan.pairs, cores);
     }
     write(&plan.out, &document);
 }
