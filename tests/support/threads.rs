@@ -124,3 +124,16 @@ impl Watchdog {
         self.expired.load(Ordering::Acquire)
     }
 }
+
+/// Runs `then` with all signals blocked in this thread, as a worker does while it starts threads.
+pub fn with_signals_blocked<R>(then: impl FnOnce() -> R) -> R {
+    // SAFETY: both sets live on this stack, and sigfillset initialises the one that is read first.
+    unsafe {
+        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&mut all);
+        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before), 0);
+        let result = then();
+        assert_eq!(libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()), 0);
+        result
+    }
+}

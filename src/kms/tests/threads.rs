@@ -11,6 +11,7 @@ use hyperion_vault_core::envelope::{DekContext, Id};
 use hyperion_vault_kms::{
     Job, Limits, Op, ProviderConfig, Service, ServiceConfig, StoredDek, THREAD_NAME, THREADS, WrappedDek,
 };
+use hyperion_vault_tests::threads::with_signals_blocked;
 
 /// Thread id → blocked signals, of the service's threads.
 fn threads() -> BTreeMap<String, u64> {
@@ -26,19 +27,6 @@ fn threads() -> BTreeMap<String, u64> {
         }
     }
     found
-}
-
-/// Runs `then` with all signals blocked in this thread, as the worker does around `Service::start`.
-fn with_signals_blocked<R>(then: impl FnOnce() -> R) -> R {
-    // SAFETY: both sets live on this stack, and sigfillset initialises the one that is read first.
-    unsafe {
-        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
-        libc::sigfillset(&mut all);
-        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before), 0);
-        let result = then();
-        assert_eq!(libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()), 0);
-        result
-    }
 }
 
 #[test]

@@ -15,12 +15,13 @@ use hyperion_vault_kms::{
     AwsConfig, Job, Limits, Op, Outcome, ProviderConfig, Service, ServiceConfig, StoredDek, WrappedDek,
 };
 use hyperion_vault_tests::kms::{Credentials, FakeKms};
+use hyperion_vault_tests::threads::with_signals_blocked;
 use hyperion_vault_tests::{PATIENCE, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::setup::{place, trusted_by_default};
-use crate::threads::{threads, with_signals_blocked};
+use crate::threads::threads;
 
 /// Where a child finds its orders; a process without it is none.
 const ORDERS: &str = "HYPERION_VAULT_TEST_CHILD";

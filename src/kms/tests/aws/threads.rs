@@ -27,19 +27,6 @@ pub fn threads() -> BTreeMap<String, (String, u64)> {
     found
 }
 
-/// Runs `then` with all signals blocked in this thread, as the worker does around `Service::start`.
-pub fn with_signals_blocked<R>(then: impl FnOnce() -> R) -> R {
-    // SAFETY: both sets live on this stack, and sigfillset initialises the one that is read first.
-    unsafe {
-        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
-        libc::sigfillset(&mut all);
-        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before), 0);
-        let result = then();
-        assert_eq!(libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()), 0);
-        result
-    }
-}
-
 #[test]
 fn threads_that_look_up_names_and_read_files_block_all_signals_and_end_with_the_service() {
     let kms = FakeKms::start();
