@@ -92,7 +92,7 @@ fn find_caller(role: Oid) -> Caller {
 /// Whether the current role may do any of `actions` to `name`, without a word.
 pub fn permitted(actions: &[Action], name: &str) -> bool {
     let caller = caller();
-    actions.iter().any(|action| decide(&caller, *action, name).is_allowed())
+    actions.iter().any(|action| decide(&caller, &[], *action, name).is_allowed())
 }
 
 /// Refuses unless the current role may do one of `actions` to `name`.
@@ -103,7 +103,7 @@ pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
 /// Refuses unless the current role may do `action` to each of `names`. Who the role is, is asked once.
 pub fn authorize_each<'a>(action: Action, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let caller = caller();
-    match names.into_iter().find(|name| !decide(&caller, action, name).is_allowed()) {
+    match names.into_iter().find(|name| !decide(&caller, &[], action, name).is_allowed()) {
         None => Ok(()),
         Some(name) => Err(denied(&[action], name)),
     }

@@ -5,7 +5,16 @@
 //! function here, whose answer for "nothing was configured" is no.
 
 pub mod allowlist;
+pub mod index;
+pub mod label;
 pub mod roles;
+pub mod rules;
+pub mod token;
 
 pub use allowlist::{Allowlist, Peer, narrow, parse_network};
-pub use roles::{Action, Caller, Decision, decide, permits};
+pub use index::Policy;
+pub use label::Label;
+pub use roles::{
+    Action, Caller, Decision, NotHeld, Reach, administers, decide, may_hand_out, permits, reach,
+};
+pub use rules::{Granted, Rule};
