@@ -2,7 +2,7 @@
 //!
 //! | part | written by | read by |
 //! |---|---|---|
-//! | [`Header`] | the key-service worker (postmaster at start) | everyone |
+//! | [`Header`] | the key-service worker (postmaster at start); [`Posts`] by their holders | everyone |
 //! | slots | backend and worker in turn, by the slot's state | owner of the moment |
 //! | cache sets | worker inserts and sweeps; backends insert what they sealed, remove what they deleted | everyone, lock-free |
 //! | cache counters | everyone, striped | status |
@@ -20,6 +20,7 @@ use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::condvar::CondVar;
 use crate::pg::shmem;
+use crate::worker::posts::Posts;
 
 /// One per server.
 #[repr(C, align(64))]
@@ -33,6 +34,8 @@ pub struct Header {
     pub stats: KmsStats,
     /// Backends waiting for a free slot.
     pub slot_freed: CondVar,
+    /// The launcher and the workers of the vault's database.
+    pub posts: Posts,
 }
 
 /// What the worker publishes of its service, copied after each turn of its loop. Counts are since its start.

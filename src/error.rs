@@ -7,7 +7,7 @@ use hyperion_vault_core::envelope::CryptoError;
 use hyperion_vault_core::ipc::ErrorKind;
 use hyperion_vault_core::secret::InvalidArgument;
 use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{ErrorReport, ErrorReportWithLevel};
 
 pub type Result<T, E = VaultError> = std::result::Result<T, E>;
 
@@ -129,6 +129,19 @@ impl VaultError {
         }
         report.report(level);
     }
+}
+
+/// Puts an error that a worker has caught into the server's log, where it would have ended the worker otherwise.
+pub fn log_caught(caught: &ErrorReportWithLevel) {
+    let mut report =
+        ErrorReport::new(caught.sql_error_code(), format!("hyperion_vault: {}", caught.message()), "");
+    if let Some(detail) = caught.detail() {
+        report = report.set_detail(detail);
+    }
+    if let Some(hint) = caught.hint() {
+        report = report.set_hint(hint);
+    }
+    report.report(pgrx::PgLogLevel::WARNING);
 }
 
 impl From<InvalidArgument> for VaultError {

@@ -18,7 +18,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use hyperion_vault_core::cache::Lookup;
 use hyperion_vault_core::ipc::{
@@ -29,7 +29,7 @@ use hyperion_vault_kms::{Completion, Job, KmsError, Op, Outcome, Service, Stored
 use crate::area::{self, Area};
 use crate::config;
 use crate::pg::latch::Eventfd;
-use crate::pg::{exit, latch, monotonic_ms, worker};
+use crate::pg::{exit, latch, monotonic_ms, unix_now, worker};
 
 /// Seconds until the postmaster starts the worker again: short, since reads of uncached secrets wait for it.
 const RESTART_SECS: i32 = 1;
@@ -396,8 +396,4 @@ fn warn(error: &KmsError) {
         error.hint.as_deref().unwrap_or_default(),
     )
     .warn();
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

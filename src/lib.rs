@@ -2,7 +2,8 @@
 //!
 //! Start here, then docs/architecture.md. `core` (a crate of its own) decides, `kms` (another) asks key services,
 //! `pg` is the only unsafe code, `store` knows the tables, `api` is what SQL calls; `kms_worker` and `kms_client` are
-//! the two ends of the request queue in the shared memory that `area` lays out.
+//! the two ends of the request queue in the shared memory that `area` lays out; `worker` has what lives in the vault's
+//! database by itself.
 //!
 //! `_PG_init` runs in the postmaster (preloading). Loaded any other way the library refuses: without the worker and
 //! its shared memory there is no vault.
@@ -19,6 +20,7 @@ mod kms_client;
 mod kms_worker;
 mod pg;
 mod store;
+mod worker;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -41,5 +43,7 @@ pub extern "C-unwind" fn _PG_init() {
     config::define();
     pg::shmem::on_startup(area::create);
     kms_worker::register();
+    worker::launcher::register();
+    worker::detach::install();
     config::warn_of_inherited_credentials();
 }

@@ -44,6 +44,11 @@ pub fn environment() -> Result<()> {
             .hint("Create a database with ENCODING 'UTF8' TEMPLATE template0 and set hyperion_vault.database to it."));
     }
     FIT.set(true);
+    // On a standby nobody but its sessions learns that the primary has created the extension.
+    let posts = &area::get()?.header.posts;
+    if posts.found() != Some(true) {
+        posts.tell_launcher();
+    }
     Ok(())
 }
 

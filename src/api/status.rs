@@ -3,6 +3,7 @@
 //! Client backends, main thread, primary or standby. Names no secret. Figures from shared memory are each of their
 //! own moment.
 
+use std::ffi::CStr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyperion_vault_core::cache::WAYS;
@@ -17,6 +18,8 @@ use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
 use crate::pg::{datum, identity, shmem};
 use crate::store::{listing, meta, versions};
+use crate::worker::ROSTER;
+use crate::worker::posts::Post;
 
 pub fn status(_args: &Args) -> Result<Return> {
     gate::environment()?;
@@ -35,7 +38,7 @@ pub fn status(_args: &Args) -> Result<Return> {
         "active_versions": secrets.live,
         "grace_versions": grace,
         "retained_versions": superseded - grace,
-        "workers": [worker(&area)],
+        "workers": workers(&area),
         "kms": kms(&area),
         "queue": queue(&area),
         "cache": cache(&area),
@@ -44,7 +47,29 @@ pub fn status(_args: &Args) -> Result<Return> {
     Ok(Return::Value(datum::jsonb(&status)))
 }
 
-fn worker(area: &Area) -> serde_json::Value {
+/// The key-service worker first, then the launcher, then those it starts.
+fn workers(area: &Area) -> Vec<serde_json::Value> {
+    let posts = &area.header.posts;
+    let mut all = vec![key_service_worker(area), post(c"hyperion_vault launcher", &posts.launcher)];
+    all.extend(ROSTER.iter().zip(&posts.workers).map(|(employee, at)| post(employee.name, at)));
+    all
+}
+
+fn post(name: &CStr, post: &Post) -> serde_json::Value {
+    let pid = post.pid();
+    let last_error = post.last_error.read();
+    json!({
+        "name": name.to_string_lossy(),
+        "running": pid.is_some(),
+        "pid": pid,
+        "starts": post.starts.load(Relaxed),
+        "started_at_unix": post.started_at.load(Relaxed),
+        "last_error_at_unix": last_error.as_ref().map(|_| post.last_error_at.load(Relaxed)),
+        "last_error": last_error,
+    })
+}
+
+fn key_service_worker(area: &Area) -> serde_json::Value {
     let running = area.header.worker_proc().is_some();
     let pid = area.header.worker_pid.load(Relaxed);
     json!({

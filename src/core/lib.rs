@@ -10,6 +10,8 @@ pub mod cache;
 pub mod envelope;
 pub mod export;
 pub mod ipc;
+pub mod launch;
+pub mod note;
 pub mod policy;
 pub mod secret;
 

@@ -34,6 +34,11 @@ pub unsafe fn varlena_bytes<'a>(datum: Datum) -> &'a [u8] {
     }
 }
 
+/// A small number that was made a datum, such as a worker's argument.
+pub fn index(datum: Datum) -> usize {
+    datum.value()
+}
+
 /// The header of a varlena with a four-byte length.
 const VARHDRSZ: usize = 4;
 

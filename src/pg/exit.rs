@@ -14,6 +14,12 @@ pub fn before_exit(f: fn()) {
     unsafe { pg_sys::before_shmem_exit(Some(run), pg_sys::Datum::from(f as *const () as usize)) };
 }
 
+/// As [`before_exit`], later: if called before a worker connects, once its session has been forgotten by the server.
+pub fn after_session(f: fn()) {
+    // SAFETY: as in `before_exit`.
+    unsafe { pg_sys::on_shmem_exit(Some(run), pg_sys::Datum::from(f as *const () as usize)) };
+}
+
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn run(_code: i32, arg: pg_sys::Datum) {
     // SAFETY: `arg` is the function pointer that `before_exit` passed.
@@ -41,6 +47,39 @@ pub fn at_transaction_end(f: fn(End)) {
             pg_sys::RegisterXactCallback(Some(xact), std::ptr::null_mut());
             pg_sys::RegisterSubXactCallback(Some(subxact), std::ptr::null_mut());
         }
+    }
+}
+
+/// Runs `f` as well at the end of every top-level transaction of this process, however it ends. `f` must not raise; the
+/// same function twice counts once.
+pub fn also_at_transaction_end(f: fn()) {
+    thread_local! {
+        static REGISTERED: std::cell::RefCell<Vec<fn()>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    let known = REGISTERED.with_borrow_mut(|all| {
+        let known = all.iter().any(|other| std::ptr::fn_addr_eq(*other, f));
+        if !known {
+            all.push(f);
+        }
+        known
+    });
+    if !known {
+        // SAFETY: the argument is the function pointer; the callback stays registered as long as the process lives.
+        unsafe { pg_sys::RegisterXactCallback(Some(xact_end), f as *mut std::ffi::c_void) };
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn xact_end(event: pg_sys::XactEvent::Type, arg: *mut std::ffi::c_void) {
+    if matches!(
+        event,
+        pg_sys::XactEvent::XACT_EVENT_COMMIT
+            | pg_sys::XactEvent::XACT_EVENT_PREPARE
+            | pg_sys::XactEvent::XACT_EVENT_ABORT
+    ) {
+        // SAFETY: `arg` is the function pointer that `also_at_transaction_end` passed.
+        let f: fn() = unsafe { std::mem::transmute::<*mut std::ffi::c_void, fn()>(arg) };
+        f();
     }
 }
 

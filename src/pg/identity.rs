@@ -141,6 +141,12 @@ pub fn in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Whether the server was started by pg_upgrade.
+pub fn in_binary_upgrade() -> bool {
+    // SAFETY: a plain read of a flag set at start.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
 pub fn transaction_read_only() -> bool {
     // SAFETY: a plain read of a flag the main thread alone writes.
     unsafe { pg_sys::XactReadOnly }

@@ -5,6 +5,7 @@
 //! forgotten in the next.
 
 pub mod alloc;
+pub mod catalog;
 pub mod condvar;
 pub mod datum;
 pub mod exit;
@@ -18,7 +19,9 @@ pub mod scope;
 pub mod shmem;
 pub mod spi;
 pub mod srf;
+pub mod transaction;
 pub mod triggers;
+pub mod utility;
 pub mod worker;
 
 use pgrx::pg_sys;
@@ -59,4 +62,9 @@ pub fn on_unique_violation<R>(
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(f))
         .catch_when(pgrx::PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, move |_| error().raise())
         .execute()
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

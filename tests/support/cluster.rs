@@ -78,6 +78,11 @@ impl Cluster {
         self.dir().join("sock")
     }
 
+    /// Makes a directory that belongs to the server's user, such as for a tablespace.
+    pub fn make_server_directory(&self, path: &Path) {
+        fs::create_dir(path).and_then(|()| give_to(path, self.user, 0o700)).expect("cannot make a directory");
+    }
+
     /// Where the key file of the local provider is: next to the data directory, not inside it.
     pub fn key_path(&self) -> PathBuf {
         self.dir().join("keys/master.key")

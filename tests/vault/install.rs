@@ -255,7 +255,7 @@ fn dropped_and_created_again() {
         let now = root.ask(id);
         assert!(now != first && now != "∅", "a new vault has an id of its own");
     }
-    // The database can go while workers run: they hold no connection to it.
+    // The database can go while workers run: those that are connected to it make room.
     drop((app, ops, owner, root));
     let mut elsewhere = cluster.connect("postgres", "template1");
     elsewhere.ask("DROP DATABASE postgres");

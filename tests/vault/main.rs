@@ -28,3 +28,4 @@ mod triggers;
 mod upgrade;
 mod watch;
 mod worker;
+mod workers;

@@ -1,0 +1,27 @@
+//! The workers that live in the vault's database, and who looks after them.
+//!
+//! [`launcher`] is started by the postmaster and belongs to no database. It starts the others (see [`ROSTER`]) while
+//! the extension exists in `hyperion_vault.database`. [`session`] is what they have in common; [`detach`] lets commands
+//! that want nobody in the database have it. All meet in [`posts`], a part of the shared mapping.
+//!
+//! The trap all of this avoids: a worker that must be stopped by hand before its database can be dropped.
+
+use std::ffi::CStr;
+
+pub mod detach;
+pub mod launcher;
+pub mod maintenance;
+pub mod posts;
+pub mod session;
+
+/// A worker of the vault's database.
+pub struct Employee {
+    pub name: &'static CStr,
+    /// Its entry point, for the postmaster.
+    pub entry: &'static CStr,
+}
+
+/// Who is started, in this order; the first also finds out whether there is an extension. A worker's place here is its
+/// place in [`posts::Posts::workers`].
+pub const ROSTER: [Employee; 1] =
+    [Employee { name: maintenance::NAME, entry: c"hyperion_vault_maintenance_main" }];
