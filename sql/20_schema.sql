@@ -141,6 +141,7 @@ CREATE TABLE vault.secrets (
     version_created_at timestamptz NOT NULL,
     expires_at timestamptz,
     recover_until timestamptz,
+    grace_until timestamptz,
     CONSTRAINT secrets_name_key UNIQUE (name)
 );
 -- Ciphertext does not compress; trying costs time on every write.
@@ -148,6 +149,7 @@ ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
 COMMENT ON COLUMN vault.secrets.expires_at IS 'when the secret runs out (expires_in): from then on it is gone, whether or not its row still stands';
 COMMENT ON COLUMN vault.secrets.recover_until IS 'deleted, and restorable until then; gone afterwards';
+COMMENT ON COLUMN vault.secrets.grace_until IS 'end of the last grace of any superseded version, in the past if there is none; NULL: not known, so that verify looks';
 
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
 -- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not

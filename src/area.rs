@@ -5,15 +5,17 @@
 //! | [`Header`] | the key-service worker (postmaster at start); [`Posts`] by their holders | everyone |
 //! | slots | backend and worker in turn, by the slot's state | owner of the moment |
 //! | cache sets | worker inserts and sweeps; backends insert what they sealed, remove what they deleted | everyone, lock-free |
+//! | places | everyone | everyone, lock-free, as guesses |
 //! | cache counters | everyone, striped | status |
 //!
 //! Made by the postmaster in the shared-memory start-up hook, zero-filled; sizes come from restart-only settings, so
 //! every process computes the same layout. The trap it avoids: a layout that depends on anything that can change
 //! while the server runs.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use hyperion_vault_core::cache::{Counters, Set, Table, sets_for};
+use hyperion_vault_core::cache::{Counters, Line, Places, Set, Table, lines_for, sets_for};
 use hyperion_vault_core::ipc::{EpochCounter, Slot};
 
 use crate::config;
@@ -78,11 +80,17 @@ pub struct Area {
     pub slots: &'static [Slot],
     pub counters: &'static Counters,
     sets: &'static [Set],
+    lines: &'static [Line],
 }
 
 impl Area {
     pub fn cache(&self) -> Table<'static> {
         Table::from_sets(self.sets)
+    }
+
+    /// Where rows were last seen.
+    pub fn places(&self) -> Places<'static> {
+        Places::from_lines(self.lines)
     }
 }
 
@@ -91,6 +99,8 @@ struct Layout {
     counters: usize,
     sets: usize,
     set_count: usize,
+    lines: usize,
+    line_count: usize,
     end: usize,
 }
 
@@ -100,7 +110,10 @@ fn layout() -> Layout {
     let counters = aligned(slots + config::queue_slots() * size_of::<Slot>());
     let sets = aligned(counters + size_of::<Counters>());
     let set_count = sets_for(config::dek_cache_size());
-    Layout { slots, counters, sets, set_count, end: sets + set_count * size_of::<Set>() }
+    let lines = aligned(sets + set_count * size_of::<Set>());
+    let line_count = lines_for(config::dek_cache_size());
+    let end = lines + line_count * size_of::<Line>();
+    Layout { slots, counters, sets, set_count, lines, line_count, end }
 }
 
 /// Makes the mapping; again after a crash. Postmaster only.
@@ -125,12 +138,26 @@ fn find() -> Option<Area> {
         slots: shmem::slice(layout.slots, config::queue_slots())?,
         counters: shmem::slice::<Counters>(layout.counters, 1)?.first()?,
         sets: shmem::slice(layout.sets, layout.set_count)?,
+        lines: shmem::slice(layout.lines, layout.line_count)?,
     })
 }
 
-/// The area of this server.
+thread_local! {
+    /// The area, beside the mapping it is in: the postmaster may make another one after a crash.
+    static FOUND: Cell<Option<(usize, Area)>> = const { Cell::new(None) };
+}
+
+/// The area of this server. Every read asks: laid out once per process.
 pub fn get() -> Result<Area> {
-    find().ok_or_else(not_preloaded)
+    let mapping = shmem::address();
+    match FOUND.get() {
+        Some((address, area)) if address == mapping => Ok(area),
+        _ => {
+            let area = find().ok_or_else(not_preloaded)?;
+            FOUND.set(Some((mapping, area)));
+            Ok(area)
+        }
+    }
 }
 
 /// The library was not loaded by the postmaster: no worker, no shared memory.

@@ -234,7 +234,7 @@ pub fn define() {
         Sighup,
         plain,
     );
-    // The largest values keep the whole area (15 kB a slot, 176 B a cached key) below 4 GB.
+    // The largest values keep the whole area (15 kB a slot, 192 B a cached key) below 4 GB.
     int(
         c"hyperion_vault.kms_queue_slots",
         c"Requests that can wait for the key service at one time.",

@@ -1,9 +1,9 @@
 //! `read_secrets`: many values in one call.
 //!
-//! Client backends, main thread, primary or standby. Names are looked at twice: first to find out which keys are not
-//! cached, which are then fetched at the same time; then, with the keys at hand, to open what is there *now*. In between
-//! a secret may have been deleted or replaced, see `read`. The trap it avoids: values waiting in memory for the rest of
-//! the batch; each is opened, copied into the result and let go of before the next.
+//! Client backends, main thread, primary or standby. Names whose keys are cached are opened at the first look. Those that
+//! are not are collected first, so that their keys can be fetched at the same time; then, with the keys at hand, what is
+//! there *now* is opened. In between a secret may have been deleted or replaced, see `read`. The trap it avoids: values
+//! waiting in memory for the rest of the batch; each is opened, copied into the result and let go of before the next.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use hyperion_vault_core::policy::Action;
 
 use super::gate;
 use super::keys::Opener;
-use super::read::{Found, current, find_with_key, push};
+use super::read::{Found, current, push, with_key};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
@@ -26,7 +26,9 @@ pub fn read_secrets(args: &Args) -> Result<Return> {
     gate::authorize_each(Action::Read, names.iter().map(String::as_str))?;
     gate::plaintext()?;
     let rows = RowSet::begin(args)?;
-    for (name, key) in names.iter().zip(keys(&names)?) {
+    let warm = open_while_warm(&rows, &names)?;
+    let rest = &names[warm..];
+    for (name, key) in rest.iter().zip(keys(rest)?) {
         with_scratch(|| read(&rows, name, key))?;
     }
     rows.finish()
@@ -54,6 +56,24 @@ fn names(args: &Args) -> Result<Vec<String>> {
     Ok(names.into_iter().filter(|name| seen.insert(name.clone())).collect())
 }
 
+/// Adds the rows of the first names, up to one whose key is not cached; returns how many names that were.
+fn open_while_warm(rows: &RowSet, names: &[String]) -> Result<usize> {
+    for (index, name) in names.iter().enumerate() {
+        let warm = with_scratch(|| {
+            current(name, |found| {
+                let Some(found) = found else { return Ok(true) };
+                let Some(opener) = Opener::cached(&found.version)? else { return Ok(false) };
+                push(rows, name, &Found { kind: found.kind, version: found.version }, &opener)?;
+                Ok(true)
+            })
+        })?;
+        if !warm {
+            return Ok(index);
+        }
+    }
+    Ok(names.len())
+}
+
 /// A version, without its value, and its key.
 struct Key {
     version: Sealed,
@@ -65,10 +85,9 @@ fn keys(names: &[String]) -> Result<Vec<Option<Key>>> {
     let mut keys: Vec<Option<Key>> = Vec::with_capacity(names.len());
     let mut cold: Vec<(usize, Sealed)> = Vec::new();
     for name in names {
-        let version =
-            with_scratch(|| current(name))?.map(|found| Sealed { sealed: Vec::new(), ..found.version });
+        let version = with_scratch(|| current(name, |found| Ok(found.map(|f| f.version.without_value()))))?;
         keys.push(match version {
-            Some(version) => match Opener::cached(&version)? {
+            Some(version) => match Opener::cached(&version.stored())? {
                 Some(opener) => Some(Key { version, opener }),
                 None => {
                     cold.push((keys.len(), version));
@@ -87,30 +106,29 @@ fn keys(names: &[String]) -> Result<Vec<Option<Key>>> {
 
 /// Adds the row of one name, if there is such a secret now.
 fn read(rows: &RowSet, name: &str, key: Option<Key>) -> Result<()> {
-    let now = current(name)?;
-    let same = |key: &Key| {
-        now.as_ref().is_some_and(|now| {
-            now.version.version_id == key.version.version_id && now.version.wrapped == key.version.wrapped
-        })
-    };
-    let key = match key {
-        Some(key) if same(&key) => Some(key),
-        Some(key) => {
-            // As in `find_with_key`.
-            key.opener.evict(&key.version);
-            None
+    enum Now {
+        Done,
+        NotThere,
+        /// Made or replaced since the first look.
+        Another,
+    }
+    let now = current(name, |found| match (found, &key) {
+        (None, _) => Ok(Now::NotThere),
+        (Some(found), Some(key)) if found.version.is(&key.version) => {
+            push(rows, name, &Found { kind: found.kind, version: found.version }, &key.opener)?;
+            Ok(Now::Done)
         }
-        None => None,
-    };
-    let Some(now) = now else { return Ok(()) };
-    let found = Found { kind: now.kind, version: now.version };
-    match key {
-        Some(key) => push(rows, name, &found, &key.opener),
-        // Made or replaced since the first look.
-        None => match find_with_key(name, None) {
-            Ok((found, opener)) => push(rows, name, &found, &opener),
+        (Some(_), _) => Ok(Now::Another),
+    });
+    if let (Ok(Now::NotThere | Now::Another), Some(key)) = (&now, &key) {
+        // As in `with_key`.
+        key.opener.evict(&key.version);
+    }
+    match now? {
+        Now::Done | Now::NotThere => Ok(()),
+        Now::Another => match with_key(name, None, |found, opener| push(rows, name, found, opener)) {
             Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error),
+            result => result,
         },
     }
 }

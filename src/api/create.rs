@@ -95,7 +95,7 @@ pub fn create_secret_bytes(args: &Args) -> Result<Return> {
 fn create(name: &str, value: &Value<'_>, properties: &Properties) -> Result<Option<Datum>> {
     for _ in 0..ATTEMPTS {
         // Before the key service is asked: the common mistake costs no call.
-        let gone = match secrets::any(name)?.map(|found| found.presence) {
+        let gone = match secrets::state(name)? {
             Some(Presence::Live) => return Ok(None),
             Some(Presence::Deleted { .. }) => return Err(reserved(name)),
             Some(Presence::Gone) => true,
@@ -147,7 +147,7 @@ fn put<'a>(args: &Args, name: &'a str, first: &Value<'_>, next: impl Fn() -> New
     }
     let properties = || Properties { description: args.datum(3), ..Properties::default() };
     for _ in 0..ATTEMPTS {
-        if secrets::current(name)?.is_none() {
+        if secrets::state(name)? != Some(Presence::Live) {
             gate::authorize(&[Action::Create], name)?;
             check_expected(name, expected, 0)?;
             if let Some(info) = create(name, first, &properties())? {

@@ -11,7 +11,7 @@ use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::{self, Generated, Wrapped};
 use crate::pg::spi::Spi;
 use crate::store::meta;
-use crate::store::secrets::{Fresh, Sealed};
+use crate::store::secrets::{Fresh, Sealed, Stored};
 
 /// How often an operation starts over because others changed the same name meanwhile. Each round somebody else got
 /// through; ten in a row does not happen by accident.
@@ -120,9 +120,9 @@ pub struct Opener {
 
 impl Opener {
     /// The DEK from the cache, without asking anyone; None if it is not there.
-    pub fn cached(sealed: &Sealed) -> Result<Option<Self>> {
+    pub fn cached(stored: &Stored<'_>) -> Result<Option<Self>> {
         let vault = meta::remembered_vault_id()?.ok_or_else(meta::lost)?;
-        Ok(kms_client::cached(&context(vault, sealed).cache_digest(&sealed.wrapped))?
+        Ok(kms_client::cached(&context(vault, stored).cache_digest(stored.wrapped))?
             .map(|dek| Self { vault, dek }))
     }
 
@@ -141,25 +141,25 @@ impl Opener {
 
     /// Takes the version's DEK out of the cache, now. Of the vault it was fetched for: that one may be gone too.
     pub fn evict(&self, sealed: &Sealed) {
-        dek_cache::evict(&[context(self.vault, sealed).cache_digest(&sealed.wrapped)]);
+        dek_cache::evict(&[context(self.vault, &sealed.stored()).cache_digest(&sealed.wrapped)]);
     }
 
-    pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Plaintext> {
-        let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
-        Ok(envelope::open(&self.dek, &aad, &sealed.sealed)?)
+    pub fn open(&self, name: &str, stored: &Stored<'_>) -> Result<Plaintext> {
+        let aad = aad(self.vault, stored.secret, name, stored.version, stored.format)?;
+        Ok(envelope::open(&self.dek, &aad, stored.sealed)?)
     }
 
     /// The same value sealed for the same version under another name. The wrapped DEK is bound to ids and stays good.
     pub fn seal_again(&self, name: &str, new_name: &str, sealed: &Sealed) -> Result<Vec<u8>> {
-        let value = self.open(name, sealed)?;
+        let value = self.open(name, &sealed.stored())?;
         let aad = aad(self.vault, sealed.secret, new_name, sealed.version, sealed.format)?;
         Ok(envelope::seal(&self.dek, &aad, value.as_bytes())?)
     }
 
     /// Straight into a result buffer of the right length.
-    pub fn open_into(&self, name: &str, sealed: &Sealed, out: &mut [u8]) -> Result<()> {
-        let aad = aad(self.vault, sealed.secret, name, sealed.version, sealed.format)?;
-        Ok(envelope::open_into(&self.dek, &aad, &sealed.sealed, out)?)
+    pub fn open_into(&self, name: &str, stored: &Stored<'_>, out: &mut [u8]) -> Result<()> {
+        let aad = aad(self.vault, stored.secret, name, stored.version, stored.format)?;
+        Ok(envelope::open_into(&self.dek, &aad, stored.sealed, out)?)
     }
 }
 
@@ -167,18 +167,18 @@ fn vault() -> Result<Id> {
     meta::vault_id()?.ok_or_else(meta::lost)
 }
 
-fn context(vault: Id, sealed: &Sealed) -> DekContext {
-    DekContext { vault, secret: sealed.secret, version: sealed.version_id }
+fn context(vault: Id, stored: &Stored<'_>) -> DekContext {
+    DekContext { vault, secret: stored.secret, version: stored.version_id }
 }
 
 fn wrapped(vault: Id, sealed: &Sealed) -> Wrapped<'_> {
-    Wrapped { context: context(vault, sealed), wrapped: &sealed.wrapped, key_id: &sealed.key_id }
+    Wrapped { context: context(vault, &sealed.stored()), wrapped: &sealed.wrapped, key_id: &sealed.key_id }
 }
 
 /// Takes the key of a version that has run out out of the cache, now.
-pub fn evict(sealed: &Sealed) -> Result<()> {
+pub fn evict(stored: &Stored<'_>) -> Result<()> {
     if let Some(vault) = meta::vault_id()? {
-        dek_cache::evict(&[context(vault, sealed).cache_digest(&sealed.wrapped)]);
+        dek_cache::evict(&[context(vault, stored).cache_digest(stored.wrapped)]);
     }
     Ok(())
 }

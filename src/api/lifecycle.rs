@@ -40,7 +40,7 @@ fn locked(spi: &Spi, name: &str) -> Result<Option<Locked>> {
             return Ok(Some(locked));
         }
         // Gone, unless it was replaced while this call waited for the lock.
-        if secrets::any(name)?.is_none() {
+        if secrets::state(name)?.is_none() {
             return Ok(None);
         }
     }

@@ -2,7 +2,10 @@
 //!
 //! Client backends, main thread, primary or standby. A value is only ever opened from a lookup made *after* its key
 //! was at hand: while the key service is asked, the secret may be deleted, replaced or expire, and then its value is
-//! not returned any more.
+//! not returned any more. With the key in the cache, which is nearly always, there is one lookup, and the value is opened from
+//! the server's page straight into the result.
+
+use std::cell::Cell;
 
 use hyperion_vault_core::envelope::{Format, decode_userpass, plaintext_len};
 use hyperion_vault_core::policy::Action;
@@ -15,76 +18,105 @@ use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::srf::RowSet;
-use crate::store::secrets::{self, Current, Sealed};
+use crate::store::secrets::{self, Current, Sealed, Stored};
 use crate::store::versions;
 
 /// A secret, and the version of it that was asked for.
-pub struct Found {
+pub struct Found<'a> {
     /// The enum value of the secret's kind.
     pub kind: Datum,
-    pub version: Sealed,
+    pub version: Stored<'a>,
 }
 
-/// The live secret of that name as of now; refuses where its own address list does.
-pub fn current(name: &str) -> Result<Option<Current>> {
-    let Some(found) = secrets::any(name)? else { return Ok(None) };
-    match found.presence {
-        Presence::Live => {
-            gate::narrowed(found.allowed_ips.as_deref())?;
-            Ok(Some(found))
+/// Visits the live secret of that name as of now; refuses where its own address list does.
+pub fn current<R>(name: &str, visit: impl FnOnce(Option<&Current<'_>>) -> Result<R>) -> Result<R> {
+    secrets::visit(name, |found| {
+        let Some(found) = found else { return visit(None) };
+        match found.presence {
+            Presence::Live => {
+                gate::narrowed(found.allowed_ips.as_deref())?;
+                visit(Some(found))
+            }
+            Presence::Deleted { .. } => visit(None),
+            Presence::Gone => {
+                // Nobody was there to do so when it ran out.
+                keys::evict(&found.version)?;
+                visit(None)
+            }
         }
-        Presence::Deleted { .. } => Ok(None),
-        Presence::Gone => {
-            // Nobody was there to do so when it ran out.
-            keys::evict(&found.version)?;
-            Ok(None)
-        }
-    }
+    })
 }
 
-/// Looks a version up as of now.
-pub fn find(name: &str, version: Option<i32>) -> Result<Found> {
-    let Current { version: current, kind, .. } = current(name)?.ok_or_else(|| no_secret(name))?;
-    let Some(number) = version.filter(|number| *number != current.version) else {
-        return Ok(Found { kind, version: current });
+/// Visits a version as of now.
+pub fn find<R>(name: &str, version: Option<i32>, visit: impl FnOnce(&Found<'_>) -> Result<R>) -> Result<R> {
+    // Given back if the version is not the current one: then it is looked for after the secret's row has been left.
+    let looked = current(name, |current| {
+        let Current { version: current, kind, .. } = current.ok_or_else(|| no_secret(name))?;
+        match version.filter(|number| *number != current.version) {
+            None => visit(&Found { kind: *kind, version: *current }).map(Ok),
+            Some(number) => Ok(Err((visit, current.secret, *kind, number))),
+        }
+    })?;
+    let (visit, secret, kind, number) = match looked {
+        Ok(result) => return Ok(result),
+        Err(superseded) => superseded,
     };
     let no_version = |detail: &str| {
         VaultError::new(Kind::NotFound, format!("secret \"{name}\" has no readable version {number}"))
             .detail(detail)
             .hint("See vault.list_versions(); the current version and those in grace can be read.")
     };
-    let superseded = versions::by_number(current.secret, number)?
-        .ok_or_else(|| no_version("There is no such version."))?;
-    let state = VersionState::at(now(), false, superseded.expires_at.map(Timestamp));
-    if !state.readable_by_number() {
-        return Err(no_version("It is superseded and not, or no longer, in grace."));
-    }
-    Ok(Found { kind, version: superseded })
+    versions::visit(secret, number, |superseded| {
+        let version = *superseded.ok_or_else(|| no_version("There is no such version."))?;
+        let state = VersionState::at(now(), false, version.expires_at.map(Timestamp));
+        if !state.readable_by_number() {
+            return Err(no_version("It is superseded and not, or no longer, in grace."));
+        }
+        visit(&Found { kind, version })
+    })
 }
 
 fn now() -> Timestamp {
     Timestamp(crate::pg::clock())
 }
 
-/// Finds a version and its key. If the key had to be fetched, finds the version again.
-pub fn find_with_key(name: &str, version: Option<i32>) -> Result<(Found, Opener)> {
+/// Finds a version and opens it with its key. If the key has to be fetched, finds the version again.
+pub fn with_key<R>(
+    name: &str,
+    version: Option<i32>,
+    open: impl Fn(&Found<'_>, &Opener) -> Result<R>,
+) -> Result<R> {
+    let look = |fetched: Option<&(Sealed, Opener)>, used: &Cell<bool>| {
+        find(name, version, |found| {
+            if let Some((sealed, opener)) = fetched
+                && found.version.is(sealed)
+            {
+                used.set(true);
+                return open(found, opener).map(Ok);
+            }
+            match Opener::cached(&found.version)? {
+                Some(opener) => open(found, &opener).map(Ok),
+                None => Ok(Err(found.version.without_value())),
+            }
+        })
+    };
+    let mut cold = match look(None, &Cell::new(false))? {
+        Ok(opened) => return Ok(opened),
+        Err(cold) => cold,
+    };
     for _ in 0..ATTEMPTS {
-        let found = find(name, version)?;
-        if let Some(opener) = Opener::cached(&found.version)? {
-            return Ok((found, opener));
+        let opener = Opener::fetch(&cold)?;
+        let fetched = (cold, opener);
+        let used = Cell::new(false);
+        let looked = look(Some(&fetched), &used);
+        if !used.get() {
+            // Deleted or replaced while the key service was asked: whoever did that found no key in the cache to wipe.
+            fetched.1.evict(&fetched.0);
         }
-        let opener = Opener::fetch(&found.version)?;
-        let again = find(name, version);
-        let same = |again: &Found| {
-            again.version.version_id == found.version.version_id
-                && again.version.wrapped == found.version.wrapped
+        cold = match looked? {
+            Ok(opened) => return Ok(opened),
+            Err(cold) => cold,
         };
-        if again.as_ref().is_ok_and(same) {
-            return Ok((again?, opener));
-        }
-        // Deleted or replaced while the key service was asked: whoever did that found no key in the cache to wipe.
-        opener.evict(&found.version);
-        again?;
     }
     Err(overtaken(name))
 }
@@ -101,12 +133,11 @@ pub fn admitted(args: &Args, action: Action) -> Result<&str> {
 /// `vault.read_secret(name, version)`.
 pub fn read_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
-    let (Found { version, .. }, opener) = find_with_key(name, args.int(1))?;
-    text(name, &version, &opener)
+    with_key(name, args.int(1), |found, opener| text(name, &found.version, opener))
 }
 
 /// The value as text: that of an opaque secret, the password of a userpass one.
-pub fn text(name: &str, version: &Sealed, opener: &Opener) -> Result<Return> {
+pub fn text(name: &str, version: &Stored<'_>, opener: &Opener) -> Result<Return> {
     match version.format {
         Format::Opaque => opened(opener, name, version).map(Return::Value),
         Format::Userpass => {
@@ -122,34 +153,32 @@ pub fn text(name: &str, version: &Sealed, opener: &Opener) -> Result<Return> {
 /// `vault.read_secret_bytes(name, version)`.
 pub fn read_secret_bytes(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
-    let (Found { version, .. }, opener) = find_with_key(name, args.int(1))?;
-    match version.format {
-        Format::Binary | Format::Opaque => opened(&opener, name, &version).map(Return::Value),
+    with_key(name, args.int(1), |Found { version, .. }, opener| match version.format {
+        Format::Binary | Format::Opaque => opened(opener, name, version).map(Return::Value),
         Format::Userpass => {
             Err(VaultError::new(Kind::Invalid, format!("secret \"{name}\" holds a username and password"))
                 .hint("Use vault.read_secret() for the password, or vault.get_secret()."))
         }
-    }
+    })
 }
 
 /// The value as a text or bytea, opened in place: no buffer of ours ever holds it.
-fn opened(opener: &Opener, name: &str, version: &Sealed) -> Result<Datum> {
-    datum::varlena_with(plaintext_len(&version.sealed)?, |out| opener.open_into(name, version, out))
+fn opened(opener: &Opener, name: &str, version: &Stored<'_>) -> Result<Datum> {
+    datum::varlena_with(plaintext_len(version.sealed)?, |out| opener.open_into(name, version, out))
 }
 
 /// `vault.get_secret(name, version)`.
 pub fn get_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, Action::Read)?;
     let rows = RowSet::begin(args)?;
-    let (found, opener) = find_with_key(name, args.int(1))?;
-    push(&rows, name, &found, &opener)?;
+    with_key(name, args.int(1), |found, opener| push(&rows, name, found, opener))?;
     rows.finish()
 }
 
 /// Adds the row of `get_secret`. Of a binary secret it has no value: bytes are no text, and a text that stands for them
 /// would be taken for the value. It is opened all the same, so that NULL is never the word of somebody who has changed
 /// the row.
-pub fn push(rows: &RowSet, name: &str, found: &Found, opener: &Opener) -> Result<()> {
+pub fn push(rows: &RowSet, name: &str, found: &Found<'_>, opener: &Opener) -> Result<()> {
     let version = &found.version;
     let text = |text: &str| Some(datum::varlena(text.as_bytes()));
     let (value, username, password) = match version.format {

@@ -35,13 +35,12 @@ pub fn rename_secret(args: &Args) -> Result<Return> {
     }
     for _ in 0..ATTEMPTS {
         let Some(current) = secrets::current(name)? else { return Err(missing(name)) };
-        if let Some(taken) = secrets::any(new_name)? {
-            check_free(new_name, taken.presence)?;
+        if let Some(taken) = secrets::state(new_name)? {
+            check_free(new_name, taken)?;
         }
-        let current = current.version;
         let mut openers = Vec::new();
         for version in versions::all(current.secret)?.into_iter().chain([current]) {
-            let opener = match Opener::cached(&version)? {
+            let opener = match Opener::cached(&version.stored())? {
                 Some(opener) => opener,
                 None => Opener::fetch(&version)?,
             };

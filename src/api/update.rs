@@ -94,7 +94,6 @@ impl Update<'_> {
 
     fn attempt(&self) -> Result<Attempt> {
         let Some(current) = secrets::current(self.name)? else { return Ok(Attempt::Missing) };
-        let current = current.version;
         check_expected(self.name, self.expected, current.version)?;
         // A secret's format never changes, so this holds under the lock too if the id does.
         self.check_format(current.format)?;
@@ -102,11 +101,11 @@ impl Update<'_> {
         let opened = match &source {
             None => None,
             Some(source) => {
-                let opener = match Opener::cached(source)? {
+                let opener = match Opener::cached(&source.stored())? {
                     Some(opener) => opener,
                     None => Opener::fetch(source)?,
                 };
-                Some(opener.open(self.name, source)?)
+                Some(opener.open(self.name, &source.stored())?)
             }
         };
         let new = match self.value {

@@ -23,7 +23,7 @@ use hyperion_vault_core::secret::Presence;
 use pgrx::pg_sys::Datum;
 
 use super::gate;
-use super::read::{find_with_key, text};
+use super::read::{text, with_key};
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::store::secrets;
@@ -55,19 +55,20 @@ pub fn open(args: &Args) -> Result<Return> {
     if !gate::permitted(&[Action::Read], name) {
         return Ok(Return::Null);
     }
-    let (found, opener) = match find_with_key(name, None) {
-        Ok(found) => found,
+    let opened = with_key(name, None, |found, opener| {
+        if found.version.secret != id {
+            return Ok(Return::Null);
+        }
+        if found.version.format == Format::Binary {
+            // As in get_secret.
+            opener.open(name, &found.version)?;
+            return Ok(Return::Null);
+        }
+        text(name, &found.version, opener)
+    });
+    match opened {
         // Deleted, or its address list narrowed, since the query began.
-        Err(error) if error.is_not_found() || error.is_denied() => return Ok(Return::Null),
-        Err(error) => return Err(error),
-    };
-    if found.version.secret != id {
-        return Ok(Return::Null);
+        Err(error) if error.is_not_found() || error.is_denied() => Ok(Return::Null),
+        opened => opened,
     }
-    if found.version.format == Format::Binary {
-        // As in get_secret.
-        opener.open(name, &found.version)?;
-        return Ok(Return::Null);
-    }
-    text(name, &found.version, &opener)
 }

@@ -28,7 +28,7 @@ pub fn invalid(message: &str, hint: &str) -> VaultError {
 
 /// No live secret of that name: says so if it was deleted and can be restored. For those who manage it.
 pub fn missing(name: &str) -> VaultError {
-    match secrets::any(name).map(|found| found.map(|found| found.presence)) {
+    match secrets::state(name) {
         Ok(Some(Presence::Deleted { .. })) => no_secret(name)
             .detail("It was deleted; its recovery window is still open.")
             .hint("Bring it back with vault.restore_secret()."),

@@ -13,6 +13,7 @@ pub mod ipc;
 pub mod launch;
 pub mod note;
 pub mod policy;
+pub mod row;
 pub mod secret;
 
 pub use ipnet::IpNet;

@@ -29,7 +29,10 @@ pub unsafe fn cstr_lossy(text: *const c_char) -> String {
 pub unsafe fn varlena_bytes<'a>(datum: Datum) -> &'a [u8] {
     // SAFETY: as the caller promises.
     unsafe {
-        let packed = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        // Most are plain, and need no call into the server.
+        let plain = !pgrx::varatt_is_1b_e(value) && !pgrx::varatt_is_4b_c(value);
+        let packed = if plain { value } else { pg_sys::pg_detoast_datum_packed(value) };
         pgrx::varlena::varlena_to_byte_slice(packed)
     }
 }

@@ -21,6 +21,7 @@ pub mod spi;
 pub mod srf;
 pub mod transaction;
 pub mod triggers;
+pub mod tuple;
 pub mod utility;
 pub mod worker;
 

@@ -76,6 +76,11 @@ pub fn size() -> usize {
     SIZE.load(Ordering::Relaxed)
 }
 
+/// Where the mapping is in this process; another place is another mapping.
+pub fn address() -> usize {
+    BASE.load(Ordering::Relaxed) as usize
+}
+
 /// Whether the mapping could be locked into memory.
 pub fn locked() -> bool {
     LOCKED.load(Ordering::Relaxed)
@@ -125,5 +130,7 @@ unsafe impl Shared for hyperion_vault_core::ipc::Slot {}
 unsafe impl Shared for hyperion_vault_core::cache::Set {}
 // SAFETY: as above.
 unsafe impl Shared for hyperion_vault_core::cache::Counters {}
+// SAFETY: as above.
+unsafe impl Shared for hyperion_vault_core::cache::Line {}
 // SAFETY: atomics and a condition variable that the postmaster initialises before anyone uses it.
 unsafe impl Shared for crate::area::Header {}

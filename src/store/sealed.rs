@@ -118,10 +118,10 @@ fn secret(row: &Row<'_>, id: Id, name: String) -> Option<Secret> {
 static INSERT: Statement = Statement::new(
     c"INSERT INTO vault.secrets (id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id,
         version_created_at, name, kind, description, metadata, rotation_interval, grace_period, next_rotation_at, generator,
-        allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until)
+        allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until, grace_until)
       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
         CASE WHEN $11 THEN 'automatic'::vault.secret_kind ELSE 'manual'::vault.secret_kind END,
-        $12, $13, $14, $15, $16, $17, $18::cidr[], $19, $20, $21, $22, $23)
+        $12, $13, $14, $15, $16, $17, $18::cidr[], $19, $20, $21, $22, $23, coalesce($24, '-infinity'))
       ON CONFLICT DO NOTHING RETURNING true",
     &[
         pg_sys::UUIDOID,
@@ -143,6 +143,7 @@ static INSERT: Statement = Statement::new(
         pg_sys::JSONBOID,
         pg_sys::TEXTOID,
         pg_sys::INT4OID,
+        pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
@@ -197,6 +198,7 @@ pub fn insert(spi: &Spi, s: &Secret) -> Result<bool> {
         Bind::Raw(Some(stamp(s.updated_at))),
         Bind::Raw(s.expires_at.map(stamp)),
         Bind::Raw(s.recover_until.map(stamp)),
+        Bind::Raw(s.superseded.iter().filter_map(|superseded| superseded.expires_at).max().map(stamp)),
     ]);
     if spi.run(&INSERT, &binds)?.first().is_none() {
         return Ok(false);

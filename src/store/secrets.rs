@@ -8,10 +8,12 @@ use hyperion_vault_core::envelope::{Format, Id};
 use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::{self, Datum};
 
+use crate::area;
 use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::Generated;
-use crate::pg::scan::{IndexedTable, Key, Tuple};
+use crate::pg::scan::{IndexedTable, Key};
 use crate::pg::spi::{Bind, Row, Spi, Statement};
+use crate::pg::tuple::Tuple;
 use crate::store::sql::{info, sql};
 
 thread_local! {
@@ -34,9 +36,26 @@ mod column {
     pub const VERSION_CREATED_AT: i16 = 21;
     pub const EXPIRES_AT: i16 = 22;
     pub const RECOVER_UNTIL: i16 = 23;
+    pub const GRACE_UNTIL: i16 = 24;
 }
 
-/// A sealed version, current or not, as stored.
+/// A sealed version, current or not, where it is stored: a view of its row.
+#[derive(Clone, Copy)]
+pub struct Stored<'a> {
+    pub secret: Id,
+    pub version_id: Id,
+    pub version: i32,
+    pub format: Format,
+    pub wrapped: &'a [u8],
+    /// The key that wrapped it, for the key service.
+    pub key_id: &'a str,
+    pub sealed: &'a [u8],
+    pub created_at: i64,
+    /// End of its grace; None for the current version.
+    pub expires_at: Option<i64>,
+}
+
+/// The same, taken along.
 #[derive(Clone)]
 pub struct Sealed {
     pub secret: Id,
@@ -44,67 +63,121 @@ pub struct Sealed {
     pub version: i32,
     pub format: Format,
     pub wrapped: Vec<u8>,
-    /// The key that wrapped it, for the key service.
     pub key_id: String,
     pub sealed: Vec<u8>,
     pub created_at: i64,
-    /// End of its grace; None for the current version.
     pub expires_at: Option<i64>,
 }
 
+impl Stored<'_> {
+    pub fn to_sealed(self) -> Sealed {
+        Sealed { sealed: self.sealed.to_vec(), ..self.without_value() }
+    }
+
+    /// Enough to ask for its key, and to know it again.
+    pub fn without_value(self) -> Sealed {
+        Sealed {
+            secret: self.secret,
+            version_id: self.version_id,
+            version: self.version,
+            format: self.format,
+            wrapped: self.wrapped.to_vec(),
+            key_id: self.key_id.to_owned(),
+            sealed: Vec::new(),
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+        }
+    }
+
+    /// Whether it is that version, under the same key.
+    pub fn is(&self, other: &Sealed) -> bool {
+        self.version_id == other.version_id && self.wrapped == other.wrapped
+    }
+}
+
+impl Sealed {
+    pub fn stored(&self) -> Stored<'_> {
+        Stored {
+            secret: self.secret,
+            version_id: self.version_id,
+            version: self.version,
+            format: self.format,
+            wrapped: &self.wrapped,
+            key_id: &self.key_id,
+            sealed: &self.sealed,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+        }
+    }
+}
+
 /// A secret as a reader needs it.
-pub struct Current {
-    pub version: Sealed,
+pub struct Current<'a> {
+    pub version: Stored<'a>,
     /// The enum value, passed through to results.
     pub kind: Datum,
     pub allowed_ips: Option<Vec<IpNet>>,
     /// As of the moment it was looked up.
     pub presence: Presence,
+    /// End of the last grace of any of its versions, in the past if there is none; None if it is not known.
+    pub grace_until: Option<i64>,
 }
 
-/// The live secret of that name as of now: one index descent.
-pub fn current(name: &str) -> Result<Option<Current>> {
-    Ok(any(name)?.filter(|found| found.presence == Presence::Live))
-}
-
-/// The row of that name, be its secret live, deleted or gone.
-pub fn any(name: &str) -> Result<Option<Current>> {
-    let mut found = None;
+/// Visits the row of that name as of now, be its secret live, deleted or gone: one look at its place, or one index descent.
+pub fn visit<R>(name: &str, visit: impl FnOnce(Option<&Current<'_>>) -> Result<R>) -> Result<R> {
+    let places = area::get().ok().map(|area| area.places());
     BY_NAME.with(|table| {
-        table.each(&[Key::Text(name)], |row| {
-            found = Some(read_current(row).ok_or_else(unreadable)??);
-            Ok(false)
+        table.point(&[Key::Text(name)], places, |row| match row {
+            None => visit(None),
+            Some(row) => visit(Some(&read_current(row).ok_or_else(unreadable)?)),
         })
-    })?;
-    Ok(found)
+    })
 }
 
-fn read_current(row: &Tuple) -> Option<Result<Current>> {
+/// The live secret of that name as of now.
+pub fn current(name: &str) -> Result<Option<Sealed>> {
+    visit(name, |found| {
+        let live = found.filter(|found| found.presence == Presence::Live);
+        Ok(live.map(|found| found.version.to_sealed()))
+    })
+}
+
+/// Whether there is a row of that name, and how its secret is.
+pub fn state(name: &str) -> Result<Option<Presence>> {
+    visit(name, |found| Ok(found.map(|found| found.presence)))
+}
+
+fn read_current<'a>(row: &Tuple<'a>) -> Option<Current<'a>> {
     let allowed_ips = match row.cidr_array(column::ALLOWED_IPS) {
         None => None,
         // A list that cannot be read admits nobody.
         Some(list) => Some(list?),
     };
-    Some(Ok(Current {
-        version: Sealed {
+    Some(Current {
+        version: Stored {
             secret: row.uuid(column::ID)?,
             version_id: row.uuid(column::VERSION_ID)?,
             version: row.int(column::VERSION)?,
             format: Format::parse(row.text(column::FORMAT)?)?,
-            wrapped: row.bytes(column::WRAPPED_DEK)?.to_vec(),
-            key_id: row.text(column::KMS_KEY_ID)?.to_owned(),
-            sealed: row.bytes(column::SEALED)?.to_vec(),
+            wrapped: row.bytes(column::WRAPPED_DEK)?,
+            key_id: row.text(column::KMS_KEY_ID)?,
+            sealed: row.bytes(column::SEALED)?,
             created_at: row.timestamp(column::VERSION_CREATED_AT)?,
             expires_at: None,
         },
-        kind: row.raw(column::KIND)?,
+        kind: row.label(column::KIND)?,
         allowed_ips,
         presence: presence(row.timestamp(column::EXPIRES_AT), row.timestamp(column::RECOVER_UNTIL)),
-    }))
+        grace_until: row.timestamp(column::GRACE_UNTIL),
+    })
 }
 
 /// The presence, now, of a secret with these ends.
 pub fn presence(expires_at: Option<i64>, recover_until: Option<i64>) -> Presence {
+    if expires_at.is_none() && recover_until.is_none() {
+        // Most secrets, whose readers need no clock.
+        return Presence::Live;
+    }
     Presence::at(Timestamp(crate::pg::clock()), expires_at.map(Timestamp), recover_until.map(Timestamp))
 }
 
@@ -190,11 +263,11 @@ static INSERT: Statement = Statement::new(
         "INSERT INTO vault.secrets AS s (id, name, version, version_id, format, wrapped_dek, sealed, kms_key_id, \
            kms_key_material_id, kind, description, metadata, rotation_interval, grace_period, generator, allowed_ips, \
            keep_versions, next_rotation_at, created_at, updated_at, version_created_at, \
-           expires_at) \
+           expires_at, grace_until) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, \
            CASE WHEN $10 THEN 'automatic'::vault.secret_kind ELSE 'manual'::vault.secret_kind END, \
            $11, $12, $13, $14, $15, $16, $17, CASE WHEN $10 THEN $18 + $13 END, $18, $18, $18, \
-           $18 + $19) \
+           $18 + $19, '-infinity') \
          ON CONFLICT (name) DO NOTHING RETURNING ",
         info!()
     ),
@@ -262,7 +335,9 @@ static REPLACE: Statement = Statement::new(
     sql!(
         "UPDATE vault.secrets AS s SET version = $2, version_id = $3, format = $4, wrapped_dek = $5, sealed = $6, \
            kms_key_id = $7, kms_key_material_id = $8, updated_at = $9, version_created_at = $9, \
-           next_rotation_at = CASE WHEN s.kind = 'automatic' THEN $9 + s.rotation_interval END \
+           next_rotation_at = CASE WHEN s.kind = 'automatic' THEN $9 + s.rotation_interval END, \
+           grace_until = CASE WHEN s.grace_period > interval '0' AND s.grace_until IS NOT NULL \
+             THEN greatest(s.grace_until, $9 + s.grace_period) ELSE s.grace_until END \
          WHERE s.id = $1 RETURNING ",
         info!()
     ),
@@ -279,7 +354,8 @@ static REPLACE: Statement = Statement::new(
     ],
 );
 
-/// Makes `fresh` the current version of a secret whose row is locked and whose former version has been kept.
+/// Makes `fresh` the current version of a secret whose row is locked and whose former version has been kept
+/// (`versions::keep_current`, with the same `now`: the end of its grace is remembered beside the current version).
 pub fn replace(spi: &Spi, id: Id, fresh: &Fresh<'_>, now: Datum) -> Result<Datum> {
     let rows = spi.run(
         &REPLACE,

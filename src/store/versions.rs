@@ -7,10 +7,12 @@ use hyperion_vault_core::envelope::{Format, Id};
 use hyperion_vault_core::secret::version::{Superseded, Timestamp, versions_to_purge};
 use pgrx::pg_sys::{self, Datum};
 
-use super::secrets::{Sealed, unreadable};
+use super::secrets::{Sealed, Stored, unreadable};
+use crate::area;
 use crate::error::Result;
-use crate::pg::scan::{IndexedTable, Key, Tuple};
+use crate::pg::scan::{IndexedTable, Key};
 use crate::pg::spi::{Bind, Row, Spi, Statement};
+use crate::pg::tuple::Tuple;
 use crate::store::sql::{live, sql};
 
 thread_local! {
@@ -32,30 +34,34 @@ mod column {
     pub const EXPIRES_AT: i16 = 11;
 }
 
-fn read(row: &Tuple) -> Option<Sealed> {
-    Some(Sealed {
+fn read<'a>(row: &Tuple<'a>) -> Option<Stored<'a>> {
+    Some(Stored {
         secret: row.uuid(column::SECRET_ID)?,
         version_id: row.uuid(column::VERSION_ID)?,
         version: row.int(column::VERSION)?,
         format: Format::parse(row.text(column::FORMAT)?)?,
-        wrapped: row.bytes(column::WRAPPED_DEK)?.to_vec(),
-        key_id: row.text(column::KMS_KEY_ID)?.to_owned(),
-        sealed: row.bytes(column::SEALED)?.to_vec(),
+        wrapped: row.bytes(column::WRAPPED_DEK)?,
+        key_id: row.text(column::KMS_KEY_ID)?,
+        sealed: row.bytes(column::SEALED)?,
         created_at: row.timestamp(column::CREATED_AT)?,
         expires_at: row.timestamp(column::EXPIRES_AT),
     })
 }
 
+/// Visits a superseded version by its number, in whatever state.
+pub fn visit<R>(secret: Id, version: i32, visit: impl FnOnce(Option<&Stored<'_>>) -> Result<R>) -> Result<R> {
+    let places = area::get().ok().map(|area| area.places());
+    VERSIONS.with(|table| {
+        table.point(&[Key::Uuid(secret), Key::Int(version)], places, |row| match row {
+            None => visit(None),
+            Some(row) => visit(Some(&read(row).ok_or_else(unreadable)?)),
+        })
+    })
+}
+
 /// A superseded version by its number, in whatever state.
 pub fn by_number(secret: Id, version: i32) -> Result<Option<Sealed>> {
-    let mut found = None;
-    VERSIONS.with(|table| {
-        table.each(&[Key::Uuid(secret), Key::Int(version)], |row| {
-            found = Some(read(row).ok_or_else(unreadable)?);
-            Ok(false)
-        })
-    })?;
-    Ok(found)
+    visit(secret, version, |found| Ok(found.map(|found| found.to_sealed())))
 }
 
 /// All superseded versions, in whatever state.
@@ -63,7 +69,7 @@ pub fn all(secret: Id) -> Result<Vec<Sealed>> {
     let mut found = Vec::new();
     VERSIONS.with(|table| {
         table.each(&[Key::Uuid(secret)], |row| {
-            found.push(read(row).ok_or_else(unreadable)?);
+            found.push(read(row).ok_or_else(unreadable)?.to_sealed());
             Ok(true)
         })
     })?;
@@ -77,7 +83,7 @@ pub fn in_grace(secret: Id, now: i64) -> Result<Vec<Sealed>> {
         table.each(&[Key::Uuid(secret)], |row| {
             // Judged before anything is copied: retained versions may be many and large.
             if row.timestamp(column::EXPIRES_AT).is_some_and(|end| end > now) {
-                found.push(read(row).ok_or_else(unreadable)?);
+                found.push(read(row).ok_or_else(unreadable)?.to_sealed());
             }
             Ok(true)
         })
@@ -96,7 +102,8 @@ static KEEP: Statement = Statement::new(
 );
 
 /// Keeps the current version of a locked secret, which is about to be replaced: in grace if the secret has a grace
-/// period, else retained.
+/// period, else retained. The end of the grace is `secrets::replace`'s too, which remembers it in `grace_until`: whatever
+/// else ever prolongs a grace must do so as well.
 pub fn keep_current(spi: &Spi, secret: Id, now: Datum) -> Result<()> {
     spi.run(&KEEP, &[Bind::Uuid(secret), Bind::Raw(Some(now))]).map(drop)
 }

@@ -5,8 +5,8 @@
 
 /// One request slot: the longest request and answer, and a cache line.
 const SLOT: usize = 16 * 1024;
-/// Eight cached data keys with their digests.
-const SET: usize = 704;
+/// Eight cached data keys with their digests, and the places of eight rows.
+const SET: usize = 704 + 64;
 /// Entries a set of 8 places is sized for.
 const SET_ENTRIES: usize = 4;
 /// Header, counters, and rounding up to pages.
@@ -27,7 +27,7 @@ mod tests {
         assert_eq!(bound(0, 4), FIXED + SET);
         assert_eq!(bound(0, 5), FIXED + 2 * SET);
         assert_eq!(bound(3, 8) - bound(2, 8), SLOT);
-        // The defaults: 4 MiB of slots, 2.8 MiB of keys.
+        // The defaults: 4 MiB of slots, 3 MiB of keys and places.
         assert_eq!(bound(256, 16_384), FIXED + 256 * SLOT + 4096 * SET);
     }
 }

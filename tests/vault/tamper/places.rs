@@ -58,9 +58,10 @@ fn misplaced(table: &mut Table) {
                             FROM kept.secrets s WHERE v.secret_id = s.id";
     table.tampered(current_as_old, &[("a", Some(1))]);
     table.tampered(&format!("{with_id}; {current_as_old}"), &[("a", None), ("a", Some(1))]);
-    // A version of another secret as a superseded one of this.
+    // A version of another secret as a superseded one of this, which verify would overlook but for the end of a grace.
     table.tampered(
-        "INSERT INTO vault.secret_versions
+        "UPDATE vault.secrets SET grace_until = 'infinity' WHERE name = 'b';
+         INSERT INTO vault.secret_versions
          SELECT b.id, v.version_id, 7, v.format, v.wrapped_dek, v.sealed, v.kms_key_id, v.kms_key_material_id,
                 v.created_at, v.superseded_at, v.expires_at
            FROM vault.secret_versions v, vault.secrets b WHERE b.name = 'b'",
