@@ -57,7 +57,7 @@ fn ended(end: End) {
         End::Abort => drop(DELETED.take()),
         // What the transaction deleted before the savepoint is still deleted. What it deleted after it is not, and its
         // wiped key will cost one call.
-        End::SavepointAbort => {}
+        End::SavepointAbort(_) => {}
     }
 }
 

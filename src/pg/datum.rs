@@ -167,6 +167,13 @@ pub unsafe fn text_array(datum: Datum) -> Option<Vec<String>> {
         .collect()
 }
 
+/// A new `text[]`.
+pub fn text_array_from(texts: impl IntoIterator<Item = String>) -> Datum {
+    use pgrx::IntoDatum;
+    // An array is never null.
+    texts.into_iter().collect::<Vec<_>>().into_datum().unwrap_or(Datum::null())
+}
+
 /// The text form of a jsonb value.
 ///
 /// # Safety

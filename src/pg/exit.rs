@@ -32,22 +32,43 @@ unsafe extern "C-unwind" fn run(_code: i32, arg: pg_sys::Datum) {
 pub enum End {
     Commit,
     Abort,
-    /// A savepoint's rollback: the transaction goes on.
-    SavepointAbort,
+    /// A savepoint's rollback: the transaction goes on, without what it did in the subtransaction of this number and in
+    /// those begun later.
+    SavepointAbort(u32),
 }
 
-static AT_XACT_END: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+/// The number of the running subtransaction; they grow within a transaction.
+pub fn subtransaction() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// More than there are callers of [`at_transaction_end`].
+const MAX_LISTENERS: usize = 4;
+static AT_XACT_END: [AtomicPtr<()>; MAX_LISTENERS] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; MAX_LISTENERS];
 
 /// Runs `f(end)` at the end of every top-level transaction (prepare counts as commit) and at the rollback of a
-/// subtransaction. `f` must not raise. One function per process.
+/// subtransaction. `f` must not raise. Asked again for the same `f`, it changes nothing.
 pub fn at_transaction_end(f: fn(End)) {
-    if AT_XACT_END.swap(f as *mut (), Ordering::Relaxed).is_null() {
-        // SAFETY: callbacks stay registered for the life of the process, as do these functions.
-        unsafe {
-            pg_sys::RegisterXactCallback(Some(xact), std::ptr::null_mut());
-            pg_sys::RegisterSubXactCallback(Some(subxact), std::ptr::null_mut());
+    for (place, listener) in AT_XACT_END.iter().enumerate() {
+        let known = listener.load(Ordering::Relaxed);
+        if known == f as *mut () {
+            return;
+        }
+        if known.is_null() {
+            listener.store(f as *mut (), Ordering::Relaxed);
+            if place == 0 {
+                // SAFETY: callbacks stay registered for the life of the process, as do these functions.
+                unsafe {
+                    pg_sys::RegisterXactCallback(Some(xact), std::ptr::null_mut());
+                    pg_sys::RegisterSubXactCallback(Some(subxact), std::ptr::null_mut());
+                }
+            }
+            return;
         }
     }
+    unreachable!("more listeners than there is room for");
 }
 
 /// Runs `f` as well at the end of every top-level transaction of this process, however it ends. `f` must not raise; the
@@ -84,11 +105,13 @@ unsafe extern "C-unwind" fn xact_end(event: pg_sys::XactEvent::Type, arg: *mut s
 }
 
 fn tell(end: End) {
-    let f = AT_XACT_END.load(Ordering::Relaxed);
-    if !f.is_null() {
-        // SAFETY: AT_XACT_END only ever holds a `fn(End)`.
-        let f: fn(End) = unsafe { std::mem::transmute::<*mut (), fn(End)>(f) };
-        f(end);
+    for listener in &AT_XACT_END {
+        let f = listener.load(Ordering::Relaxed);
+        if !f.is_null() {
+            // SAFETY: AT_XACT_END only ever holds `fn(End)`s.
+            let f: fn(End) = unsafe { std::mem::transmute::<*mut (), fn(End)>(f) };
+            f(end);
+        }
     }
 }
 
@@ -104,11 +127,11 @@ unsafe extern "C-unwind" fn xact(event: pg_sys::XactEvent::Type, _arg: *mut std:
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn subxact(
     event: pg_sys::SubXactEvent::Type,
-    _id: pg_sys::SubTransactionId,
+    id: pg_sys::SubTransactionId,
     _parent: pg_sys::SubTransactionId,
     _arg: *mut std::ffi::c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        tell(End::SavepointAbort);
+        tell(End::SavepointAbort(id));
     }
 }

@@ -70,6 +70,11 @@ impl Args {
         self.datum(index).map(|d| d.value() as i32)
     }
 
+    /// An `oid` or `regrole` argument.
+    pub fn oid(&self, index: usize) -> Option<pg_sys::Oid> {
+        self.datum(index).map(|d| pg_sys::Oid::from(d.value() as u32))
+    }
+
     /// A `timestamptz` argument.
     pub fn timestamp(&self, index: usize) -> Option<i64> {
         self.datum(index).map(|d| d.value() as i64)

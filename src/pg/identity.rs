@@ -107,12 +107,12 @@ pub fn hear_of_changes() {
     unsafe { pg_sys::AcceptInvalidationMessages() };
 }
 
-/// Moves whenever who is a member of what, or a superuser, may have changed. The server's own cache of
-/// memberships listens to databases too, for pg_database_owner, which cannot be a member of our roles.
+/// Moves whenever who is a member of what, who is a superuser, or what a role is called may have changed. Databases
+/// too, for pg_database_owner, as the server's own cache of memberships does.
 pub fn roles_generation() -> u64 {
     if !LISTENING.replace(true) {
-        use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID};
-        for cache in [AUTHMEMROLEMEM, AUTHOID] {
+        use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID, DATABASEOID};
+        for cache in [AUTHMEMROLEMEM, AUTHOID, DATABASEOID] {
             // SAFETY: the callback stays valid; registered once per process.
             unsafe {
                 pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(roles_changed), Datum::null())
@@ -120,6 +120,21 @@ pub fn roles_generation() -> u64 {
         }
     }
     ROLES_CHANGED.get()
+}
+
+/// Whether `role` has the privileges of `of` (membership with INHERIT), which may be gone.
+pub fn has_privileges_of_role(role: Oid, of: Oid) -> bool {
+    // SAFETY: syscache lookups; of a role that is gone nobody is a member.
+    unsafe { pg_sys::has_privs_of_role(role, of) }
+}
+
+/// The name of a role, None if there is none of that oid.
+pub fn role_name(role: Oid) -> Option<String> {
+    // SAFETY: a syscache lookup; the result is null or a palloc'd string.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        (!name.is_null()).then(|| datum::cstr_lossy(name))
+    }
 }
 
 /// The oid of a role by name.

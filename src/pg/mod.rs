@@ -23,6 +23,7 @@ pub mod transaction;
 pub mod triggers;
 pub mod tuple;
 pub mod utility;
+pub mod watch;
 pub mod worker;
 
 use pgrx::pg_sys;

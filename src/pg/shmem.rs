@@ -132,5 +132,7 @@ unsafe impl Shared for hyperion_vault_core::cache::Set {}
 unsafe impl Shared for hyperion_vault_core::cache::Counters {}
 // SAFETY: as above.
 unsafe impl Shared for hyperion_vault_core::cache::Line {}
+// SAFETY: as above.
+unsafe impl Shared for hyperion_vault_core::policy::uses::Cell {}
 // SAFETY: atomics and a condition variable that the postmaster initialises before anyone uses it.
 unsafe impl Shared for crate::area::Header {}

@@ -16,26 +16,32 @@ use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::datum;
 use super::scope::ServiceScope;
-use super::triggers;
+use super::triggers::{self, Family};
 use crate::error::{Result, VaultError};
 
 /// A statement with its parameter types. Make it a `static`: the plan is kept in it, per process.
 pub struct Statement {
     sql: &'static CStr,
     types: &'static [Oid],
-    read_only: bool,
+    /// What it writes to; None for a query.
+    writes: Option<Family>,
     plan: AtomicPtr<pg_sys::_SPI_plan>,
 }
 
 impl Statement {
-    /// A statement that writes or locks.
+    /// A statement that writes to, or locks, the tables of secrets.
     pub const fn new(sql: &'static CStr, types: &'static [Oid]) -> Self {
-        Self { sql, types, read_only: false, plan: AtomicPtr::new(ptr::null_mut()) }
+        Self { sql, types, writes: Some(Family::Secrets), plan: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// A statement that writes to, or locks, the tables that say who may do what.
+    pub const fn on_access(sql: &'static CStr, types: &'static [Oid]) -> Self {
+        Self { sql, types, writes: Some(Family::Access), plan: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// A plain SELECT: also runs while the leader executes a parallel plan, and on a standby.
     pub const fn query(sql: &'static CStr, types: &'static [Oid]) -> Self {
-        Self { sql, types, read_only: true, plan: AtomicPtr::new(ptr::null_mut()) }
+        Self { sql, types, writes: None, plan: AtomicPtr::new(ptr::null_mut()) }
     }
 }
 
@@ -71,8 +77,8 @@ impl Bind<'_> {
 pub struct Spi {
     /// The context that was current before: results are copied there.
     caller: pg_sys::MemoryContext,
-    /// Whether the tables' triggers have been looked at.
-    looked: Cell<bool>,
+    /// Whose triggers have been looked at, last.
+    looked: Cell<Option<Family>>,
     // Dropped after the connection is closed (fields drop after `drop` runs).
     scope: ServiceScope,
 }
@@ -86,14 +92,14 @@ impl Spi {
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             return Err(VaultError::internal("SPI_connect failed"));
         }
-        Ok(Self { caller, looked: Cell::new(false), scope })
+        Ok(Self { caller, looked: Cell::new(None), scope })
     }
 
     /// Looks at the tables' triggers, and takes the lock on the tables that writing takes, until the end of the
     /// transaction. The first statement that writes does it by itself.
-    pub fn begin_writing(&self) -> Result<()> {
-        if !self.looked.replace(true) {
-            triggers::refuse_foreign()?;
+    pub fn begin_writing(&self, family: Family) -> Result<()> {
+        if self.looked.replace(Some(family)) != Some(family) {
+            triggers::refuse_foreign(family)?;
         }
         Ok(())
     }
@@ -106,8 +112,9 @@ impl Spi {
     /// Runs the statement; what its rows (of a SELECT or RETURNING) give out stays valid as long as they do.
     pub fn run(&self, statement: &Statement, binds: &[Bind<'_>]) -> Result<Rows<'_>> {
         assert!(binds.len() == statement.types.len(), "parameters do not match the statement");
-        if !statement.read_only {
-            self.begin_writing()?;
+        let read_only = statement.writes.is_none();
+        if let Some(family) = statement.writes {
+            self.begin_writing(family)?;
         }
         let plan = prepared(statement)?;
         let mut nulls = vec![b' ' as std::ffi::c_char; binds.len()];
@@ -126,7 +133,7 @@ impl Spi {
         unsafe {
             // Both are taken now. The catalog's is the one that may be taken in parallel mode; asked for no relation in
             // particular, it is never an older one.
-            let snapshot = pg_sys::RegisterSnapshot(if statement.read_only {
+            let snapshot = pg_sys::RegisterSnapshot(if read_only {
                 pg_sys::GetCatalogSnapshot(Oid::INVALID)
             } else {
                 pg_sys::GetLatestSnapshot()
@@ -137,7 +144,7 @@ impl Spi {
                 nulls.as_ptr(),
                 snapshot,
                 ptr::null_mut(),
-                statement.read_only,
+                read_only,
                 true,
                 0,
             );

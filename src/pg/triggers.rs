@@ -13,10 +13,25 @@ use super::datum;
 use super::fcinfo::{Args, Return};
 use crate::error::{Kind, Result, VaultError};
 
-/// The tables our statements write to.
-const TABLES: [&CStr; 3] = [c"vault_meta", c"secrets", c"secret_versions"];
-/// The triggers that sql/20_schema.sql makes.
-const OURS: [&str; 2] = ["identity_changed", "refuse_truncate"];
+/// The tables that a statement may write to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Secrets,
+    /// Who may do what.
+    Access,
+}
+
+impl Family {
+    fn tables(self) -> &'static [&'static CStr] {
+        match self {
+            Self::Secrets => &[c"vault_meta", c"secrets", c"secret_versions"],
+            Self::Access => &[c"roles", c"role_permissions", c"role_bindings", c"tokens"],
+        }
+    }
+}
+
+/// The triggers that sql/ makes.
+const OURS: [&str; 3] = ["identity_changed", "access_changed", "refuse_truncate"];
 
 /// The body of a trigger that tells every session, when the transaction commits, that what it remembers of the table
 /// is out of date (and this one at once). A relation-cache invalidation: it travels with the transaction, also to
@@ -30,10 +45,10 @@ pub fn announce_change(args: &Args) -> Result<Return> {
     Ok(Return::Void)
 }
 
-/// Refuses if one of our tables has a trigger that is not ours. What it saw stays true for the transaction: it keeps
+/// Refuses if one of these tables has a trigger that is not ours. What it saw stays true for the transaction: it keeps
 /// the lock that a writing statement takes anyway, which CREATE TRIGGER waits for.
-pub fn refuse_foreign() -> Result<()> {
-    for table in TABLES {
+pub fn refuse_foreign(family: Family) -> Result<()> {
+    for table in family.tables() {
         // SAFETY: syscache lookups on valid strings.
         let oid = unsafe {
             pg_sys::get_relname_relid(table.as_ptr(), pg_sys::get_namespace_oid(c"vault".as_ptr(), true))

@@ -65,6 +65,14 @@ impl<'a> Tuple<'a> {
         self.row.fixed(column as usize).map(i32::from_ne_bytes)
     }
 
+    pub fn bool(&self, column: i16) -> Option<bool> {
+        self.row.fixed(column as usize).map(|[byte]| byte != 0)
+    }
+
+    pub fn oid(&self, column: i16) -> Option<pg_sys::Oid> {
+        self.row.fixed(column as usize).map(|bytes| pg_sys::Oid::from(u32::from_ne_bytes(bytes)))
+    }
+
     /// A column of an enum type, as the value it is in results.
     pub fn label(&self, column: i16) -> Option<Datum> {
         self.row.fixed(column as usize).map(|bytes| Datum::from(u32::from_ne_bytes(bytes)))

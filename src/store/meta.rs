@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::scan::{self, IndexedTable};
 use crate::pg::spi::{Bind, Spi, Statement};
+use crate::pg::triggers::Family;
 
 thread_local! {
     static META: IndexedTable = const { IndexedTable::new(c"vault_meta", c"vault_meta_pkey", &[]) };
@@ -62,7 +63,7 @@ static ESTABLISH: Statement = Statement::new(
 /// restored yet, and with another in its place they could not be read even when it is found.
 pub fn establish(spi: &Spi, candidate: Id) -> Result<Id> {
     // Before the id is read: from here on to the end of this transaction no import can put another in its place.
-    spi.begin_writing()?;
+    spi.begin_writing(Family::Secrets)?;
     if let Some(id) = vault_id()? {
         return Ok(id);
     }
