@@ -7,6 +7,7 @@
 //! | cache sets | worker inserts and sweeps; backends insert what they sealed, remove what they deleted | everyone, lock-free |
 //! | places | everyone | everyone, lock-free, as guesses |
 //! | cache counters | everyone, striped | status |
+//! | uses of tokens | backends that recognise a token, lock-free | listings, the maintenance worker |
 //!
 //! Made by the postmaster in the shared-memory start-up hook, zero-filled; sizes come from restart-only settings, so
 //! every process computes the same layout. The trap it avoids: a layout that depends on anything that can change
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use hyperion_vault_core::cache::{Counters, Line, Places, Set, Table, lines_for, sets_for};
 use hyperion_vault_core::ipc::{EpochCounter, Slot};
+use hyperion_vault_core::policy::uses::{self, Uses};
 
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
@@ -81,9 +83,15 @@ pub struct Area {
     pub counters: &'static Counters,
     sets: &'static [Set],
     lines: &'static [Line],
+    uses: &'static [uses::Cell],
 }
 
 impl Area {
+    /// When tokens were used last.
+    pub fn uses(&self) -> Uses<'static> {
+        Uses(self.uses)
+    }
+
     pub fn cache(&self) -> Table<'static> {
         Table::from_sets(self.sets)
     }
@@ -101,6 +109,7 @@ struct Layout {
     set_count: usize,
     lines: usize,
     line_count: usize,
+    uses: usize,
     end: usize,
 }
 
@@ -112,8 +121,9 @@ fn layout() -> Layout {
     let set_count = sets_for(config::dek_cache_size());
     let lines = aligned(sets + set_count * size_of::<Set>());
     let line_count = lines_for(config::dek_cache_size());
-    let end = lines + line_count * size_of::<Line>();
-    Layout { slots, counters, sets, set_count, lines, line_count, end }
+    let uses = aligned(lines + line_count * size_of::<Line>());
+    let end = uses + uses::CELLS * size_of::<uses::Cell>();
+    Layout { slots, counters, sets, set_count, lines, line_count, uses, end }
 }
 
 /// Makes the mapping; again after a crash. Postmaster only.
@@ -139,6 +149,7 @@ fn find() -> Option<Area> {
         counters: shmem::slice::<Counters>(layout.counters, 1)?.first()?,
         sets: shmem::slice(layout.sets, layout.set_count)?,
         lines: shmem::slice(layout.lines, layout.line_count)?,
+        uses: shmem::slice(layout.uses, uses::CELLS)?,
     })
 }
 

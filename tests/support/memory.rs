@@ -9,8 +9,8 @@ const SLOT: usize = 16 * 1024;
 const SET: usize = 704 + 64;
 /// Entries a set of 8 places is sized for.
 const SET_ENTRIES: usize = 4;
-/// Header, counters, and rounding up to pages.
-const FIXED: usize = 32 * 1024;
+/// Header, counters, uses of tokens (256 kB), and rounding up to pages.
+const FIXED: usize = 288 * 1024;
 
 /// The most bytes that `kms_queue_slots` and `dek_cache_size` may cost. The cache has a power of two of sets.
 pub fn bound(queue_slots: usize, cache_entries: usize) -> usize {

@@ -10,6 +10,7 @@ pub mod label;
 pub mod roles;
 pub mod rules;
 pub mod token;
+pub mod uses;
 
 pub use allowlist::{Allowlist, Peer, narrow, parse_network};
 pub use index::Policy;
