@@ -93,7 +93,7 @@ BEGIN
     RAISE EXCEPTION USING
         ERRCODE = 'insufficient_privilege',
         MESSAGE = format('table "vault.%s" cannot be truncated', TG_TABLE_NAME),
-        HINT = 'Use vault.delete_secret().';
+        HINT = CASE WHEN TG_TABLE_NAME LIKE '%secret%' THEN 'Use vault.delete_secret().' ELSE 'Use the functions of schema vault.' END;
 END
 $$;
 COMMENT ON FUNCTION vault._refuse_truncate() IS 'TRUNCATE is not subject to row-level security: this guard is';
@@ -171,21 +171,3 @@ CREATE TABLE vault.secret_versions (
 );
 ALTER TABLE vault.secret_versions ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
 COMMENT ON TABLE vault.secret_versions IS 'superseded versions, sealed: in grace until expires_at, then retained for rolling back';
-
-DO $guards$
-DECLARE
-    t text;
-BEGIN
-    FOREACH t IN ARRAY ARRAY['vault_meta', 'secrets', 'secret_versions'] LOOP
-        EXECUTE pg_catalog.format('REVOKE ALL ON vault.%I FROM PUBLIC', t);
-        EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON vault.%I TO vault_service', t);
-        EXECUTE pg_catalog.format('ALTER TABLE vault.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', t);
-        EXECUTE pg_catalog.format('CREATE POLICY inside ON vault.%I USING (vault._inside()) WITH CHECK (vault._inside())', t);
-        EXECUTE pg_catalog.format('COMMENT ON POLICY inside ON vault.%I IS %L', t, 'only code of the extension');
-        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON vault.%I EXECUTE FUNCTION vault._refuse_truncate()', t);
-        -- Always: session_replication_role = replica skips ordinary triggers.
-        EXECUTE pg_catalog.format('ALTER TABLE vault.%I ENABLE ALWAYS TRIGGER refuse_truncate', t);
-        PERFORM pg_catalog.pg_extension_config_dump(pg_catalog.format('vault.%I', t)::regclass, '');
-    END LOOP;
-END
-$guards$;

@@ -24,6 +24,8 @@ pub enum Kind {
     Invalid,
     /// The address is not allowed, or policy denies.
     Denied,
+    /// A token is unknown, expired or revoked.
+    Unauthenticated,
     /// The key service is unreachable, timed out or throttled.
     KmsUnavailable,
     /// The key service refused, or its configuration cannot be used.
@@ -48,6 +50,7 @@ impl Kind {
             Kind::WrongState => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Kind::Invalid => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Kind::Denied => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Kind::Unauthenticated => PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
             Kind::KmsUnavailable => PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
             Kind::KmsRefused => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
             Kind::Corrupted => PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,

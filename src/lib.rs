@@ -29,8 +29,11 @@ static ALLOCATOR: pg::alloc::Allocator = pg::alloc::Allocator;
 
 extension_sql_file!("../sql/10_roles.sql", name = "roles", bootstrap);
 extension_sql_file!("../sql/20_schema.sql", name = "schema", requires = ["roles"]);
-extension_sql_file!("../sql/30_functions.sql", name = "functions", requires = ["schema"]);
-extension_sql_file!("../sql/35_view.sql", name = "view", requires = ["functions"]);
+extension_sql_file!("../sql/25_access.sql", name = "access_tables", requires = ["schema"]);
+extension_sql_file!("../sql/28_guards.sql", name = "guards", requires = ["access_tables"]);
+extension_sql_file!("../sql/30_functions.sql", name = "functions", requires = ["guards"]);
+extension_sql_file!("../sql/32_access.sql", name = "access_functions", requires = ["functions"]);
+extension_sql_file!("../sql/35_view.sql", name = "view", requires = ["access_functions"]);
 extension_sql_file!("../sql/40_grants.sql", name = "grants", requires = ["view"], finalize);
 
 /// Called once when the server loads the library.

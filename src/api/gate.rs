@@ -3,16 +3,19 @@
 //! Order: can a vault live here at all → is this a context plaintext may enter → may this role do that to this name →
 //! may this address. All of it before any lookup: who has no right to a name does not learn whether it exists.
 //!
-//! Client backends, main thread. Later rights (policies, tokens, lockout) and the audit record join here, so that no
+//! Client backends, main thread. Policies and tokens join here (`rights`); lockout and the audit record will, so that no
 //! operation can be written that forgets one of them.
 
 use std::cell::Cell;
 
 use hyperion_vault_core::IpNet;
-use hyperion_vault_core::policy::{Action, Caller, Peer, decide, narrow};
+use hyperion_vault_core::policy::{Action, Caller, Peer, narrow, permits};
 use hyperion_vault_core::secret::SecretName;
 use pgrx::pg_sys::Oid;
 
+use super::rights::Rights;
+#[allow(unused_imports, reason = "for the audit record")]
+pub use super::rights::token_name;
 use crate::area;
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
@@ -94,45 +97,56 @@ fn find_caller(role: Oid) -> Caller {
     }
 }
 
-/// Whether the current role may do any of `actions` to `name`, without a word.
-pub fn permitted(actions: &[Action], name: &str) -> bool {
-    let caller = caller();
-    actions.iter().any(|action| decide(&caller, &[], *action, name).is_allowed())
+/// What the caller may do, all of it.
+pub fn rights() -> Result<Rights> {
+    Rights::of(caller())
 }
 
-/// Refuses unless the current role may do one of `actions` to `name`.
+/// Whether the caller may do any of `actions` to `name`, without a word. Policies are looked at only if the built-in
+/// roles do not answer it.
+pub fn permitted(actions: &[Action], name: &str) -> Result<bool> {
+    let caller = caller();
+    if actions.iter().any(|action| permits(&caller, *action)) {
+        return Ok(true);
+    }
+    let rights = Rights::of(caller)?;
+    Ok(actions.iter().any(|action| rights.allow(*action, name)))
+}
+
+/// Refuses unless the caller may do one of `actions` to `name`.
 pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
-    if permitted(actions, name) { Ok(()) } else { Err(denied(actions, name)) }
+    if permitted(actions, name)? { Ok(()) } else { Err(denied(actions, name)) }
 }
 
-/// Refuses unless the current role may do `action` to each of `names`. Who the role is, is asked once.
+/// Refuses unless the caller may do `action` to each of `names`. Who he is, is asked once.
 pub fn authorize_each<'a>(action: Action, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let caller = caller();
-    match names.into_iter().find(|name| !decide(&caller, &[], action, name).is_allowed()) {
+    let rights = rights()?;
+    match names.into_iter().find(|name| !rights.allow(action, name)) {
         None => Ok(()),
         Some(name) => Err(denied(&[action], name)),
     }
 }
 
-fn denied(actions: &[Action], name: &str) -> VaultError {
+pub fn denied(actions: &[Action], name: &str) -> VaultError {
     let needed = match actions.first() {
         Some(Action::Read | Action::Verify) => "vault_reader",
         Some(Action::List) => "vault_reader or vault_admin",
         _ => "vault_admin",
     };
     let action = actions.first().map_or("do that", |action| action.as_str());
-    VaultError::new(Kind::Denied, format!("permission denied to {action} secret \"{name}\""))
-        .hint(format!("The role needs the privileges of {needed}."))
+    VaultError::new(Kind::Denied, format!("permission denied to {action} secret \"{name}\"")).hint(format!(
+        "It takes the privileges of {needed}, or a vault role that grants {action} on this path."
+    ))
 }
 
-/// Refuses unless the current role may do `what` to the vault as a whole.
+/// Refuses unless the caller may do `what` to the vault as a whole.
 pub fn administer(what: &str) -> Result<()> {
     let caller = caller();
-    if caller.superuser || caller.vault_admin {
+    if caller.superuser || caller.vault_admin || Rights::of(caller)?.administer() {
         return Ok(());
     }
     Err(VaultError::new(Kind::Denied, format!("permission denied to {what}"))
-        .hint("The role needs the privileges of vault_admin."))
+        .hint("It takes the privileges of vault_admin, or a vault role with is_admin."))
 }
 
 /// For callers who may know what exists: `authorize` was asked before the lookup.

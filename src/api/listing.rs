@@ -2,7 +2,7 @@
 //!
 //! Client backends, main thread, primary or standby.
 
-use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::policy::{Action, Reach};
 use hyperion_vault_core::secret::{Pattern, Timestamp, VersionState};
 use pgrx::pg_sys::Datum;
 
@@ -12,7 +12,8 @@ use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
 use crate::pg::srf::RowSet;
-use crate::store::{listing, versions};
+use crate::store::listing::Page;
+use crate::store::versions;
 
 /// The most rows one call returns: each is about a kilobyte, and the result is held in memory.
 const MAX_ROWS: i32 = 10_000;
@@ -21,7 +22,11 @@ const MAX_ROWS: i32 = 10_000;
 pub fn list_secrets(args: &Args) -> Result<Return> {
     gate::environment()?;
     let pattern = Pattern::parse(args.text(0).ok_or_else(|| gate::null("pattern"))?)?;
-    gate::authorize(&[Action::List], pattern.as_str())?;
+    let rights = gate::rights()?;
+    let reach = rights.reach(Action::List);
+    if reach == Reach::Ranges(Vec::new()) {
+        return Err(gate::denied(&[Action::List], pattern.as_str()));
+    }
     let max_rows = args.int(2).ok_or_else(|| gate::null("max_rows"))?;
     if !(1..=MAX_ROWS).contains(&max_rows) {
         return Err(VaultError::new(Kind::Invalid, "max_rows is out of range")
@@ -31,7 +36,10 @@ pub fn list_secrets(args: &Args) -> Result<Return> {
     let deleted = args.bool(3).ok_or_else(|| gate::null("deleted"))?;
     let rows = RowSet::begin(args)?;
     let spi = Spi::connect()?;
-    listing::list(&spi, &pattern, args.text(1), max_rows, deleted, |info| rows.push_composite(info))?;
+    let page = Page { pattern: &pattern, after: args.text(1), max_rows, deleted, reach: &reach };
+    // Decided now, as who calls: inside the statement the current role is the extension's own.
+    let listed = |name: &str| reach == Reach::Everywhere || rights.allow(Action::List, name);
+    page.list(&spi, listed, |info| rows.push_composite(info))?;
     drop(spi);
     rows.finish()
 }

@@ -1,6 +1,6 @@
 //! The SQL API: thin functions by noun. Each parses its arguments, passes the gate, calls, maps the error.
 //!
-//! Client backends, main thread. Declarations: sql/30_functions.sql.
+//! Client backends, main thread. Declarations: sql/30_functions.sql, sql/32_access.sql.
 
 mod arguments;
 mod batch;
@@ -12,7 +12,10 @@ mod lifecycle;
 mod listing;
 mod read;
 mod rename;
+mod rights;
+mod roles;
 mod status;
+mod tokens;
 mod travel;
 mod update;
 mod verify;
@@ -43,6 +46,19 @@ sql_function!(vault_verify_bytes, pg_finfo_vault_verify_bytes, verify::verify_by
 sql_function!(vault_list_secrets, pg_finfo_vault_list_secrets, listing::list_secrets);
 sql_function!(vault_list_versions, pg_finfo_vault_list_versions, listing::list_versions);
 sql_function!(vault_status, pg_finfo_vault_status, status::status);
+// Who may do what.
+sql_function!(vault_create_role, pg_finfo_vault_create_role, roles::create_role);
+sql_function!(vault_set_role_permissions, pg_finfo_vault_set_role_permissions, roles::set_role_permissions);
+sql_function!(vault_drop_role, pg_finfo_vault_drop_role, roles::drop_role);
+sql_function!(vault_list_roles, pg_finfo_vault_list_roles, roles::list_roles);
+sql_function!(vault_can, pg_finfo_vault_can, roles::can);
+sql_function!(vault_bind_role, pg_finfo_vault_bind_role, roles::bind_role);
+sql_function!(vault_unbind_role, pg_finfo_vault_unbind_role, roles::unbind_role);
+sql_function!(vault_rebind_roles, pg_finfo_vault_rebind_roles, roles::rebind_roles);
+sql_function!(vault_create_token, pg_finfo_vault_create_token, tokens::create_token);
+sql_function!(vault_revoke_token, pg_finfo_vault_revoke_token, tokens::revoke_token);
+sql_function!(vault_list_tokens, pg_finfo_vault_list_tokens, tokens::list_tokens);
+sql_function!(vault_authenticate, pg_finfo_vault_authenticate, tokens::authenticate);
 // The vault carried elsewhere.
 sql_function!(vault_export_sealed, pg_finfo_vault_export_sealed, travel::export_sealed);
 sql_function!(vault_import_sealed, pg_finfo_vault_import_sealed, travel::import_sealed);

@@ -17,16 +17,16 @@ use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
 use crate::pg::{datum, identity, shmem};
-use crate::store::{listing, meta, versions};
+use crate::store::{listing, meta, roles, versions};
 use crate::worker::ROSTER;
 use crate::worker::posts::Post;
 
 pub fn status(_args: &Args) -> Result<Return> {
     gate::environment()?;
     let area = area::get()?;
-    let (secrets, (superseded, grace)) = {
+    let (secrets, (superseded, grace), [roles, bindings, inactive_bindings, tokens]) = {
         let spi = Spi::connect()?;
-        (listing::count(&spi)?, versions::count(&spi)?)
+        (listing::count(&spi)?, versions::count(&spi)?, roles::count(&spi)?)
     };
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -38,6 +38,12 @@ pub fn status(_args: &Args) -> Result<Return> {
         "active_versions": secrets.live,
         "grace_versions": grace,
         "retained_versions": superseded - grace,
+        "access": {
+            "roles": roles,
+            "bindings": bindings,
+            "inactive_bindings": inactive_bindings,
+            "tokens": tokens,
+        },
         "workers": workers(&area),
         "kms": kms(&area),
         "queue": queue(&area),

@@ -36,7 +36,10 @@ pub fn visible(args: &Args) -> Result<Return> {
         None => true,
         Some(list) => list.is_ok_and(|list| gate::narrowed(Some(&list)).is_ok()),
     };
-    let visible = live && here && args.text(0).is_some_and(|name| gate::permitted(&[Action::Read], name));
+    let visible = match args.text(0) {
+        Some(name) if live && here => gate::permitted(&[Action::Read], name)?,
+        _ => false,
+    };
     Ok(Return::Value(Datum::from(visible)))
 }
 
@@ -52,7 +55,7 @@ pub fn open(args: &Args) -> Result<Return> {
     gate::environment()?;
     gate::plaintext()?;
     let (Some(id), Some(name)) = (args.uuid(0), args.text(1)) else { return Ok(Return::Null) };
-    if !gate::permitted(&[Action::Read], name) {
+    if !gate::permitted(&[Action::Read], name)? {
         return Ok(Return::Null);
     }
     let opened = with_key(name, None, |found, opener| {

@@ -5,7 +5,9 @@
 pub mod changes;
 pub mod listing;
 pub mod meta;
+pub mod roles;
 pub mod sealed;
 pub mod secrets;
 mod sql;
+pub mod tokens;
 pub mod versions;

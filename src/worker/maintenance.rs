@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use super::session;
+use super::{session, token_uses};
 use crate::error::Result;
 use crate::pg::{datum, identity};
 
@@ -27,5 +27,6 @@ fn turn() -> Result<Duration> {
     if identity::in_recovery() {
         return Ok(RECOVERY_TURN);
     }
+    token_uses::turn()?;
     Ok(TURN)
 }

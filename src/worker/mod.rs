@@ -13,6 +13,7 @@ pub mod launcher;
 pub mod maintenance;
 pub mod posts;
 pub mod session;
+mod token_uses;
 
 /// A worker of the vault's database.
 pub struct Employee {

@@ -1,0 +1,62 @@
+-- Who may do what: roles with their rules, the Postgres roles they are bound to, tokens. Ids are random, so that a dump
+-- restores them as they are. No foreign keys, as in sql/20_schema.sql; a row that refers to no role grants nothing.
+-- The built-in role "admin" has no row; bindings and tokens of it have the id that is all zeros (src/store/roles.rs).
+CREATE TABLE vault.roles (
+    id uuid PRIMARY KEY,
+    name text COLLATE "C" NOT NULL,
+    description text,
+    is_admin boolean NOT NULL,
+    created_at timestamptz NOT NULL,
+    CONSTRAINT roles_name_key UNIQUE (name)
+);
+COMMENT ON TABLE vault.roles IS 'vault roles: names for sets of rules';
+COMMENT ON COLUMN vault.roles.is_admin IS 'manages the whole vault and reads no value, beside what the rules say';
+
+CREATE TABLE vault.role_permissions (
+    role_id uuid NOT NULL,
+    action text COLLATE "C" NOT NULL,
+    path text COLLATE "C" NOT NULL,
+    CONSTRAINT role_permissions_pkey PRIMARY KEY (role_id, action, path)
+);
+COMMENT ON TABLE vault.role_permissions IS 'rules of vault roles: an action (* for all) on names that match a path';
+
+CREATE TABLE vault.role_bindings (
+    role_id uuid NOT NULL,
+    pg_role text COLLATE "C" NOT NULL,
+    pg_role_oid oid NOT NULL,
+    created_at timestamptz NOT NULL,
+    CONSTRAINT role_bindings_pkey PRIMARY KEY (role_id, pg_role)
+);
+COMMENT ON TABLE vault.role_bindings IS 'Postgres roles that have a vault role, by name and OID: it counts while there is a role with both';
+
+CREATE TABLE vault.tokens (
+    id uuid PRIMARY KEY,
+    role_id uuid NOT NULL,
+    hash bytea NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    created_at timestamptz NOT NULL,
+    created_by text NOT NULL,
+    expires_at timestamptz,
+    last_used_at timestamptz,
+    CONSTRAINT tokens_name_key UNIQUE (name)
+);
+COMMENT ON TABLE vault.tokens IS 'tokens by the SHA-256 of their text, which is kept nowhere';
+
+-- Sessions remember the policy that concerns them: whatever changes it tells them.
+CREATE FUNCTION vault._access_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'vault_identity_changed';
+COMMENT ON FUNCTION vault._access_changed() IS 'makes every session look up anew who may do what';
+REVOKE ALL ON FUNCTION vault._access_changed() FROM PUBLIC;
+CREATE TRIGGER access_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON vault.roles
+    EXECUTE FUNCTION vault._access_changed();
+CREATE TRIGGER access_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON vault.role_permissions
+    EXECUTE FUNCTION vault._access_changed();
+CREATE TRIGGER access_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON vault.role_bindings
+    EXECUTE FUNCTION vault._access_changed();
+-- Not for last_used_at, which is noted now and then and changes nobody's rights.
+CREATE TRIGGER access_changed AFTER INSERT OR UPDATE OF id, role_id, hash, name, expires_at OR DELETE OR TRUNCATE ON vault.tokens
+    EXECUTE FUNCTION vault._access_changed();
+ALTER TABLE vault.roles ENABLE ALWAYS TRIGGER access_changed;
+ALTER TABLE vault.role_permissions ENABLE ALWAYS TRIGGER access_changed;
+ALTER TABLE vault.role_bindings ENABLE ALWAYS TRIGGER access_changed;
+ALTER TABLE vault.tokens ENABLE ALWAYS TRIGGER access_changed;

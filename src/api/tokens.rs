@@ -1,0 +1,99 @@
+//! Tokens: `create_token`, `revoke_token`, `list_tokens`, `authenticate`.
+//!
+//! Client backends, main thread; `authenticate` on standbys too. The text of a token is shown once, by `create_token`,
+//! and is in no error, no record and no table. The trap it avoids: a refusal that says what was wrong; a token that is
+//! unknown, expired, revoked or no token at all gets one answer.
+
+use hyperion_vault_core::policy::Label;
+use hyperion_vault_core::policy::token::{NewToken, prefix_of};
+use hyperion_vault_core::secret::{IntervalParts, limits};
+use pgrx::pg_sys::Datum;
+
+use super::roles::{admitted, hand_out, role_name, rules_of};
+use super::{gate, rights};
+use crate::area;
+use crate::error::{Kind, Result, VaultError};
+use crate::pg::fcinfo::{Args, Return};
+use crate::pg::spi::Spi;
+use crate::pg::srf::RowSet;
+use crate::pg::{datum, identity};
+use crate::store::{roles, tokens};
+
+fn token_label(args: &Args) -> Result<&str> {
+    Ok(Label::parse("token", args.text(0).ok_or_else(|| gate::null("name"))?)?.as_str())
+}
+
+/// `vault.create_token(name, role, expires_in)`.
+pub fn create_token(args: &Args) -> Result<Return> {
+    let rights = admitted("create tokens")?;
+    let name = token_label(args)?;
+    let role = role_name(args, 1, "role")?;
+    if let Some((months, days, micros)) = args.interval(2) {
+        limits::expires_in(IntervalParts { months, days, micros })?;
+    }
+    let creator = identity::role_name(identity::current_user()).unwrap_or_default();
+    let token = NewToken::generate()?;
+    let spi = Spi::connect()?;
+    let role = roles::lock(&spi, role)?;
+    hand_out(&rights, role.is_admin, &rules_of(&role)?)?;
+    if !tokens::create(&spi, &token, role.id, name, &creator, args.datum(2))? {
+        return Err(VaultError::new(Kind::Exists, format!("token \"{name}\" already exists"))
+            .detail("A token keeps its name when it has expired, until it is revoked.")
+            .hint("Use another name, or revoke that one with vault.revoke_token()."));
+    }
+    drop(spi);
+    Ok(Return::Value(datum::varlena(token.text.as_bytes())))
+}
+
+/// `vault.revoke_token(name)`.
+pub fn revoke_token(args: &Args) -> Result<Return> {
+    admitted("revoke tokens")?;
+    let name = token_label(args)?;
+    let spi = Spi::connect()?;
+    if !tokens::revoke(&spi, name)? {
+        return Err(VaultError::new(Kind::NotFound, format!("token \"{name}\" does not exist"))
+            .hint("See vault.list_tokens() for the tokens there are."));
+    }
+    Ok(Return::Void)
+}
+
+/// `vault.list_tokens()`.
+pub fn list_tokens(args: &Args) -> Result<Return> {
+    gate::environment()?;
+    let rights = gate::rights()?;
+    let rows = RowSet::begin(args)?;
+    let only = match (rights.administer(), rights.token()) {
+        (true, _) => None,
+        (false, Some(own)) => Some(own),
+        (false, None) => return rows.finish(),
+    };
+    let uses = area::get()?.uses();
+    let spi = Spi::connect()?;
+    tokens::list(&spi, only, |token| {
+        let last_used_at = token.last_used_at.max(uses.last(token.id));
+        rows.push(&[
+            token.name,
+            token.role,
+            Some(datum::varlena(prefix_of(token.id).as_bytes())),
+            token.created_at,
+            token.created_by,
+            token.expires_at,
+            last_used_at.map(Datum::from),
+        ])
+    })?;
+    drop(spi);
+    rows.finish()
+}
+
+/// `vault.authenticate(token)`.
+pub fn authenticate(args: &Args) -> Result<Return> {
+    gate::environment()?;
+    let token = args.text(0).ok_or_else(|| gate::null("token"))?;
+    if rights::authenticate(token)? { Ok(Return::Void) } else { Err(refused()) }
+}
+
+/// Whoever counts failures (lockout) does it here.
+fn refused() -> VaultError {
+    VaultError::new(Kind::Unauthenticated, "token is not valid")
+        .hint("Pass a token as vault.create_token() returned it, that has neither expired nor been revoked.")
+}
