@@ -104,10 +104,30 @@ fn rules(lines: &BTreeSet<&str>) {
         assert_eq!(private && !called, !function_rights.contains(callers), "{function}");
         // EXPLAIN runs stable functions with constant arguments; only those may be.
         assert_eq!(function.contains(" volatile,"), !called, "{function}");
-        let writes =
-            ["create", "put", "update", "rotate", "roll_back", "rename", "delete", "restore", "import"]
-                .iter()
-                .any(|verb| function.starts_with(&format!("function vault.{verb}_")));
+        const WRITERS: [&str; 16] = [
+            "create",
+            "put",
+            "update",
+            "rotate",
+            "roll_back",
+            "rename",
+            "delete",
+            "restore",
+            "import",
+            "set",
+            "drop",
+            "bind",
+            "unbind",
+            "rebind",
+            "revoke",
+            // What it changes is the session.
+            "authenticate(token text)",
+        ];
+        let writes = WRITERS.iter().any(|verb| {
+            function.strip_prefix("function vault.").is_some_and(|rest| {
+                rest.starts_with(&format!("{verb}_")) || rest.starts_with(&format!("{verb} "))
+            })
+        });
         if !private {
             assert!(
                 function.contains(if writes { "parallel unsafe" } else { "parallel restricted" }),

@@ -1,5 +1,6 @@
 //! Integration tests: each test starts its own throw-away cluster. See tests/support for what they stand on.
 
+mod access;
 mod api;
 mod bad_input;
 mod catalog;

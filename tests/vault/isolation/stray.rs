@@ -4,7 +4,8 @@
 use super::{state, text};
 use hyperion_vault_tests::{Client, Cluster, Vault, sqlstate};
 
-const TABLES: [&str; 3] = ["secrets", "secret_versions", "vault_meta"];
+const TABLES: [&str; 7] =
+    ["secrets", "secret_versions", "vault_meta", "roles", "role_permissions", "role_bindings", "tokens"];
 
 /// Everything in the tables as a superuser sees it.
 fn contents(root: &mut Client) -> String {
@@ -22,7 +23,9 @@ fn attacks() -> Vec<String> {
         let key = match table {
             "secrets" => "name",
             "secret_versions" => "version",
-            _ => "vault_id",
+            "vault_meta" => "vault_id",
+            "role_permissions" | "role_bindings" => "role_id",
+            _ => "name",
         };
         for attack in [
             "SELECT * FROM vault.T",
@@ -85,6 +88,13 @@ fn attacks() -> Vec<String> {
              SELECT gen_random_uuid(), gen_random_uuid(), 1, 'stray', 'opaque', '', '', '', 'manual', now(), now(), now()",
             "INSERT INTO vault.secrets (id, version_id, version, name, format, wrapped_dek, sealed, kms_key_id, kind, created_at, updated_at, version_created_at)
              SELECT gen_random_uuid(), gen_random_uuid(), 1, 'kept', 'opaque', '', '', '', 'manual', now(), now(), now() ON CONFLICT (name) DO UPDATE SET sealed = ''",
+            "INSERT INTO vault.roles SELECT gen_random_uuid(), 'stray', NULL, true, now()",
+            "INSERT INTO vault.role_permissions SELECT gen_random_uuid(), 'read', '*'",
+            "INSERT INTO vault.role_bindings SELECT '00000000-0000-0000-0000-000000000000', current_user, 'stray'::regrole, now()",
+            "INSERT INTO vault.tokens SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', sha256('x'), 'stray', now(), 'stray'",
+            "UPDATE vault.tokens SET hash = sha256('x')",
+            "SELECT vault.bind_role('admin', 'stray')",
+            "SELECT vault.create_token('stray', 'kept')",
             "COPY vault.vault_meta FROM PROGRAM 'echo'",
             "SHOW hyperion_vault.allowed_ips",
             "SET session_replication_role = replica",
@@ -142,6 +152,8 @@ fn every_privilege_on_the_tables_gives_nothing() {
          SELECT vault.put_secret('kept', 'newer');
          SELECT vault.create_secret('kept/' || n, n::text) FROM generate_series(1, 20) n;
          CREATE ROLE stray LOGIN; CREATE ROLE joined LOGIN;
+         SELECT vault.create_role('kept', permissions => '[{\"action\":\"read\",\"path\":\"*\"}]');
+         SELECT vault.bind_role('kept', 'postgres'); SELECT vault.create_token('kept', 'kept');
          GRANT USAGE ON SCHEMA vault TO stray, joined;
          GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON ALL TABLES IN SCHEMA vault TO stray;
          GRANT ALL ON ALL TABLES IN SCHEMA vault TO joined, vault_service;

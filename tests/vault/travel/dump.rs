@@ -2,7 +2,7 @@
 
 use super::{ROLES, elsewhere, fill, goes_on, learn, reader};
 use hyperion_vault_tests::scan::{Scan, assert_none};
-use hyperion_vault_tests::{Ask, Cluster, StopMode, Vault, random_bytes, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, StopMode, Vault, random_bytes, sqlstate};
 
 #[test]
 fn dump_and_restore() {
@@ -10,13 +10,16 @@ fn dump_and_restore() {
     let vault = cluster.vault();
     let planted = Scan::plant(&cluster);
     let values = fill(&mut vault.ops());
+    let token = with_access(&mut vault.root());
     let known = learn(&mut reader(&cluster));
     assert_none(&planted.look_for(values.iter().map(|(name, value)| (*name, value))).dump(&cluster));
 
     // Plain SQL through psql; roles come with CREATE EXTENSION, members are the operator's to make.
     let plain = cluster.pg_dump(&[]);
     let text = String::from_utf8_lossy(&plain);
-    for table in ["secrets", "secret_versions", "vault_meta"] {
+    for table in
+        ["secrets", "secret_versions", "vault_meta", "roles", "role_permissions", "role_bindings", "tokens"]
+    {
         assert!(text.contains(&format!("COPY vault.{table} ")), "{table} is not in the dump");
     }
     assert!(!text.contains("CREATE TABLE vault."), "the tables are the extension's to make");
@@ -26,6 +29,7 @@ fn dump_and_restore() {
         .success();
     restored.superuser().ask(ROLES);
     goes_on(&restored, &known);
+    access_goes_on(&restored, &token);
 
     // Its ciphertexts are bound to its key.
     restored.stop(StopMode::Fast);
@@ -58,6 +62,39 @@ fn dump_and_restore() {
     goes_on(&restored, &known);
 
     weak_dumps(&vault, &known);
+}
+
+/// A role bound to a Postgres role, and a token of it, which is returned.
+fn with_access(root: &mut Client) -> String {
+    root.ask(
+        r#"CREATE ROLE bound LOGIN IN ROLE vault_user;
+           SELECT vault.create_role('lister', permissions => '[{"action":"list","path":"db/*"}]');
+           SELECT vault.bind_role('lister', 'bound')"#,
+    );
+    root.ask("SELECT vault.create_token('lister', 'lister')")
+}
+
+/// Tokens go on; bindings to Postgres roles that have another OID here wait for a superuser to say that they are the same.
+fn access_goes_on(restored: &Cluster, token: &str) {
+    let mut root = restored.superuser();
+    root.ask(
+        "CREATE ROLE bound LOGIN IN ROLE vault_user; UPDATE vault.role_bindings SET pg_role_oid = 10 WHERE pg_role_oid = 'bound'::regrole",
+    );
+    let mut bound = restored.connect("bound", restored.database());
+    let list = "SELECT name FROM vault.list_secrets()";
+    sqlstate!(bound.try_ask(list), "42501");
+    assert_eq!(
+        bound.ask(&format!("SELECT vault.authenticate('{token}'); {list}")).trim(),
+        "db/password",
+        "the token is the same"
+    );
+    assert_eq!(root.ask("SELECT * FROM vault.rebind_roles()"), "lister|bound|rebound");
+    assert_eq!(bound.ask(list), "db/password");
+    assert_eq!(
+        root.ask(r#"SELECT permissions, pg_roles FROM vault.list_roles() WHERE name = 'lister'"#),
+        r#"[{"path": "db/*", "action": "list"}]|{bound}"#
+    );
+    root.ask("SELECT vault.create_role('new'); SELECT vault.create_token('new', 'new')");
 }
 
 /// Who may not bypass row-level security gets nothing out, whatever was granted to him.
