@@ -83,4 +83,14 @@ SELECT expect(v.valid AND v.version = 1, 'the old value is not accepted in its g
 SELECT name, version, octet_length(sealed) AS bytes, left(encode(sealed, 'hex'), 48) || '...' AS sealed FROM vault.secrets ORDER BY name;
 \set ECHO none
 SELECT expect(count(*) = 2 AND bool_and(position(convert_to(:'value', 'UTF8') IN s.sealed) = 0), 'the value is stored in the clear') FROM vault.secrets s \gset
+
+\echo
+\echo '--- superuser: who did what, refused attempts too'
+SELECT pg_sleep(1.5) \gset
+\set ECHO queries
+SELECT at::time(0), session_role, function, subject, version, outcome, sqlstate FROM vault.audit_log ORDER BY id;
+\set ECHO none
+SELECT expect(count(*) FILTER (WHERE function = 'read_secret' AND session_role = 'app' AND outcome = 'ok') = 3
+          AND count(*) FILTER (WHERE function = 'read_secret' AND session_role = 'ops' AND outcome = 'denied') = 1,
+          'the audit log does not tell it all') FROM vault.audit_log \gset
 DROP FUNCTION expect;

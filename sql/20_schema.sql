@@ -171,3 +171,56 @@ CREATE TABLE vault.secret_versions (
 );
 ALTER TABLE vault.secret_versions ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
 COMMENT ON TABLE vault.secret_versions IS 'superseded versions, sealed: in grace until expires_at, then retained for rolling back';
+
+-- The audit log. The relay is its only writer, one process at a time, so that ids have no gaps and rows can be chained
+-- (mac). No index but the key and a small one over time: it has to take fifty thousand rows a second, and a hundred
+-- million rows are searched by time.
+CREATE TABLE vault.audit_log (
+    id bigint PRIMARY KEY,
+    at timestamptz NOT NULL,
+    spool_id uuid NOT NULL,
+    position bigint NOT NULL,
+    system_id numeric NOT NULL,
+    timeline bigint NOT NULL,
+    node text COLLATE "C" NOT NULL,
+    session_role text COLLATE "C" NOT NULL,
+    role text COLLATE "C" NOT NULL,
+    token text COLLATE "C",
+    client text COLLATE "C" NOT NULL,
+    client_addr inet,
+    action text COLLATE "C" NOT NULL,
+    function text COLLATE "C" NOT NULL,
+    subject text COLLATE "C",
+    version int,
+    outcome text COLLATE "C" NOT NULL CHECK (outcome IN ('ok', 'denied', 'error', 'pending', 'rolled_back', 'unknown')),
+    sqlstate text COLLATE "C",
+    detail text COLLATE "C",
+    occurrences bigint NOT NULL CHECK (occurrences > 0),
+    resolves bigint,
+    mac bytea
+);
+CREATE INDEX audit_log_at ON vault.audit_log USING brin (at) WITH (pages_per_range = 32);
+COMMENT ON TABLE vault.audit_log IS 'who did what to which secret, allowed or not; read by vault_auditor, written by the relay worker';
+COMMENT ON COLUMN vault.audit_log.position IS 'with spool_id, the record''s key: where it lay in the spool of the node that wrote it';
+COMMENT ON COLUMN vault.audit_log.role IS 'the role whose rights counted: after SET ROLE, or inside a SECURITY DEFINER function';
+COMMENT ON COLUMN vault.audit_log.client IS 'tcp, local (Unix socket), internal:TYPE (a background worker), or none';
+COMMENT ON COLUMN vault.audit_log.outcome IS 'ok, denied, error; of a write also rolled_back, unknown, or pending: a later row resolves it';
+COMMENT ON COLUMN vault.audit_log.occurrences IS 'how many operations the row stands for: more than one for refusals that were counted instead of written';
+COMMENT ON COLUMN vault.audit_log.resolves IS 'the id of the pending row whose outcome this row tells';
+COMMENT ON COLUMN vault.audit_log.mac IS 'for the chain over the rows; empty as yet';
+
+-- How far each spool is in the table. Committed with the rows, so that each record is taken once.
+CREATE TABLE vault.audit_spools (
+    spool_id uuid PRIMARY KEY,
+    position bigint NOT NULL,
+    records bigint NOT NULL,
+    updated_at timestamptz NOT NULL
+);
+COMMENT ON TABLE vault.audit_spools IS 'up to which position each audit spool has been taken into vault.audit_log';
+
+-- Writes whose transaction was open when their row was written.
+CREATE TABLE vault.audit_pending (
+    id bigint PRIMARY KEY,
+    xid text COLLATE "C" NOT NULL
+);
+COMMENT ON TABLE vault.audit_pending IS 'pending rows of vault.audit_log that no later row resolves yet';

@@ -5,7 +5,8 @@ DECLARE
     t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['vault_meta', 'secrets', 'secret_versions',
-                           'roles', 'role_permissions', 'role_bindings', 'tokens'] LOOP
+                           'roles', 'role_permissions', 'role_bindings', 'tokens',
+                           'audit_log', 'audit_spools', 'audit_pending'] LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON vault.%I FROM PUBLIC', t);
         EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON vault.%I TO vault_service', t);
         EXECUTE pg_catalog.format('ALTER TABLE vault.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', t);

@@ -24,3 +24,7 @@ BEGIN
 END
 $grants$;
 GRANT USAGE ON SCHEMA vault TO pg_monitor;
+-- The auditor reads the log with his own statements, so the policy names him.
+CREATE POLICY auditing ON vault.audit_log FOR SELECT TO vault_auditor USING (true);
+COMMENT ON POLICY auditing ON vault.audit_log IS 'members of vault_auditor read the log';
+GRANT SELECT ON vault.audit_log TO vault_auditor;

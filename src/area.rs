@@ -8,6 +8,7 @@
 //! | places | everyone | everyone, lock-free, as guesses |
 //! | cache counters | everyone, striped | status |
 //! | uses of tokens | backends that recognise a token, lock-free | listings, the maintenance worker |
+//! | [`Audit`] | whoever appends to the audit spool; the relay | everyone |
 //!
 //! Made by the postmaster in the shared-memory start-up hook, zero-filled; sizes come from restart-only settings, so
 //! every process computes the same layout. The trap it avoids: a layout that depends on anything that can change
@@ -16,6 +17,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use hyperion_vault_core::audit;
 use hyperion_vault_core::cache::{Counters, Line, Places, Set, Table, lines_for, sets_for};
 use hyperion_vault_core::ipc::{EpochCounter, Slot};
 use hyperion_vault_core::policy::uses::{self, Uses};
@@ -62,6 +64,31 @@ pub struct KmsStats {
     pub last_error_at: AtomicU64,
 }
 
+/// The audit log's part.
+#[repr(C, align(64))]
+pub struct Audit {
+    pub spool: audit::Shared,
+    pub denials: audit::Denials,
+    pub relay: RelayStats,
+    /// Those who wait for a sync that another is at.
+    pub synced: CondVar,
+}
+
+/// What the relay publishes.
+#[repr(C)]
+pub struct RelayStats {
+    /// Records of the open spool that are in the table.
+    pub relayed: AtomicU64,
+    /// Records in spools of former lives of the server that are not in the table yet.
+    pub backlog: AtomicU64,
+    /// Microseconds since 2000: what was appended before then is in the table. 0: the relay has not run yet.
+    pub settled: AtomicU64,
+    /// Bytes a second by which the spools grew over the last minute, as bits of an f64.
+    pub growth: AtomicU64,
+    /// Frames found torn since the server started.
+    pub torn: AtomicU64,
+}
+
 impl Header {
     pub fn worker_proc(&self) -> Option<i32> {
         // Acquire: pairs with the Release of `set_worker`, so that a worker seen here has recovered the slots.
@@ -81,6 +108,7 @@ pub struct Area {
     pub header: &'static Header,
     pub slots: &'static [Slot],
     pub counters: &'static Counters,
+    pub audit: &'static Audit,
     sets: &'static [Set],
     lines: &'static [Line],
     uses: &'static [uses::Cell],
@@ -105,6 +133,7 @@ impl Area {
 struct Layout {
     slots: usize,
     counters: usize,
+    audit: usize,
     sets: usize,
     set_count: usize,
     lines: usize,
@@ -117,13 +146,14 @@ fn layout() -> Layout {
     let aligned = |offset: usize| offset.next_multiple_of(128);
     let slots = aligned(size_of::<Header>());
     let counters = aligned(slots + config::queue_slots() * size_of::<Slot>());
-    let sets = aligned(counters + size_of::<Counters>());
+    let audit = aligned(counters + size_of::<Counters>());
+    let sets = aligned(audit + size_of::<Audit>());
     let set_count = sets_for(config::dek_cache_size());
     let lines = aligned(sets + set_count * size_of::<Set>());
     let line_count = lines_for(config::dek_cache_size());
     let uses = aligned(lines + line_count * size_of::<Line>());
     let end = uses + uses::CELLS * size_of::<uses::Cell>();
-    Layout { slots, counters, sets, set_count, lines, line_count, uses, end }
+    Layout { slots, counters, audit, sets, set_count, lines, line_count, uses, end }
 }
 
 /// Makes the mapping; again after a crash. Postmaster only.
@@ -138,6 +168,8 @@ pub fn create() {
     }
     if let Some(area) = find() {
         area.header.slot_freed.init();
+        area.audit.synced.init();
+        crate::audit::open();
     }
 }
 
@@ -147,6 +179,7 @@ fn find() -> Option<Area> {
         header: shmem::slice::<Header>(0, 1)?.first()?,
         slots: shmem::slice(layout.slots, config::queue_slots())?,
         counters: shmem::slice::<Counters>(layout.counters, 1)?.first()?,
+        audit: shmem::slice::<Audit>(layout.audit, 1)?.first()?,
         sets: shmem::slice(layout.sets, layout.set_count)?,
         lines: shmem::slice(layout.lines, layout.line_count)?,
         uses: shmem::slice(layout.uses, uses::CELLS)?,

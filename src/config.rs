@@ -45,6 +45,10 @@ static DEK_CACHE_SIZE: Int = Int::new(16_384);
 static DEK_CACHE_TTL_SECS: Int = Int::new(300);
 static DEK_CACHE_STALE_SECS: Int = Int::new(0);
 static KEEP_VERSIONS: Int = Int::new(5);
+static AUDIT_SYNC: GucSetting<bool> = GucSetting::<bool>::new(false);
+static AUDIT_SPOOL_DIR: Str = Str::new(Some(c""));
+static AUDIT_SPOOL_MAX_MB: Int = Int::new(1024);
+static NODE_NAME: Str = Str::new(Some(c""));
 static MAX_BATCH: Int = Int::new(256);
 static MAX_SECRET_BYTES: Int = Int::new(1_048_576);
 #[cfg(feature = "testing")]
@@ -93,6 +97,22 @@ fn check_key_file(value: &str) -> Result<(), InvalidArgument> {
     Err(InvalidArgument::new("the path is not absolute").hint("Give the key file's full path."))
 }
 
+fn check_spool_dir(value: &str) -> Result<(), InvalidArgument> {
+    if value.is_empty() || value.starts_with('/') {
+        return Ok(());
+    }
+    Err(InvalidArgument::new("the path is not absolute").hint("Give the directory's full path."))
+}
+
+fn check_node_name(value: &str) -> Result<(), InvalidArgument> {
+    // As long as a host name may be.
+    if value.len() <= 253 && !value.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(InvalidArgument::new("not the name of a node")
+        .hint("Give at most 253 bytes without control characters."))
+}
+
 fn check_database(value: &str) -> Result<(), InvalidArgument> {
     // NAMEDATALEN - 1: a longer name cannot be a database's.
     if (1..=63).contains(&value.len()) {
@@ -121,6 +141,8 @@ check_hook!(kms_endpoint_url_hook, check_kms_endpoint_url);
 check_hook!(aws_profile_hook, check_aws_profile);
 check_hook!(key_file_hook, check_key_file);
 check_hook!(database_hook, check_database);
+check_hook!(spool_dir_hook, check_spool_dir);
+check_hook!(node_name_hook, check_node_name);
 #[cfg(feature = "testing")]
 check_hook!(faults_hook, check_faults);
 
@@ -193,6 +215,30 @@ pub fn define() {
         Sighup,
         private,
         key_file_hook,
+    );
+    GucRegistry::define_bool_guc(
+        c"hyperion_vault.audit_sync",
+        c"Whether an operation waits until its audit record is on disk.",
+        c"",
+        &AUDIT_SYNC,
+        Sighup,
+        plain,
+    );
+    define_checked_string(
+        c"hyperion_vault.audit_spool_dir",
+        c"Directory of the audit spool; empty: hyperion_vault_audit in the data directory.",
+        &AUDIT_SPOOL_DIR,
+        Postmaster,
+        private,
+        spool_dir_hook,
+    );
+    define_checked_string(
+        c"hyperion_vault.node_name",
+        c"What audit records call this server; empty: its host name.",
+        &NODE_NAME,
+        Sighup,
+        plain,
+        node_name_hook,
     );
     #[cfg(feature = "testing")]
     define_checked_string(
@@ -271,6 +317,15 @@ pub fn define() {
         1000,
         Sighup,
         plain,
+    );
+    int(
+        c"hyperion_vault.audit_spool_max_mb",
+        c"Most megabytes of audit records that wait to be taken into vault.audit_log; beyond it operations are refused.",
+        &AUDIT_SPOOL_MAX_MB,
+        1,
+        1_048_576,
+        Sighup,
+        GucFlags::UNIT_MB,
     );
     int(
         c"hyperion_vault.max_batch",
@@ -369,6 +424,38 @@ pub fn dek_cache_stale_ms() -> u64 {
 
 pub fn keep_versions() -> i32 {
     KEEP_VERSIONS.get()
+}
+
+pub fn audit_sync() -> bool {
+    AUDIT_SYNC.get()
+}
+
+/// Runs `f` with the directory of the audit spool.
+pub fn with_spool_dir<R>(f: impl FnOnce(&std::path::Path) -> R) -> R {
+    thread_local! {
+        /// Neither the setting nor the data directory changes while the server runs.
+        static DIRECTORY: PathBuf = with_str(&AUDIT_SPOOL_DIR, |set| {
+            if set.is_empty() {
+                PathBuf::from(crate::pg::data_dir()).join("hyperion_vault_audit")
+            } else {
+                PathBuf::from(set)
+            }
+        });
+    }
+    DIRECTORY.with(|directory| f(directory))
+}
+
+/// Bytes.
+pub fn spool_limit() -> u64 {
+    non_negative(&AUDIT_SPOOL_MAX_MB) as u64 * (1 << 20)
+}
+
+/// Runs `f` with the name of this server.
+pub fn with_node_name<R>(f: impl FnOnce(&str) -> R) -> R {
+    thread_local! {
+        static HOST: String = crate::pg::host_name();
+    }
+    with_str(&NODE_NAME, |set| if set.is_empty() { HOST.with(|host| f(host)) } else { f(set) })
 }
 
 pub fn max_batch() -> usize {

@@ -38,6 +38,8 @@ pub enum Kind {
     ReadOnly,
     /// Concurrent changes kept overtaking this one.
     Conflict,
+    /// The audit record cannot be written.
+    AuditUnavailable,
     /// A broken invariant of our own.
     Internal,
 }
@@ -57,6 +59,7 @@ impl Kind {
             Kind::Overloaded => PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
             Kind::ReadOnly => PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Kind::Conflict => PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            Kind::AuditUnavailable => PgSqlErrorCode::ERRCODE_IO_ERROR,
             Kind::Internal => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -90,8 +93,17 @@ impl VaultError {
         self.kind == Kind::NotFound
     }
 
+    pub fn is_unauthenticated(&self) -> bool {
+        self.kind == Kind::Unauthenticated
+    }
+
     pub fn is_denied(&self) -> bool {
         self.kind == Kind::Denied
+    }
+
+    /// The five characters of its SQLSTATE.
+    pub fn sqlstate(&self) -> [u8; 5] {
+        crate::pg::sqlstate(self.kind.sqlstate() as i32)
     }
 
     pub fn internal(message: impl Into<String>) -> Self {

@@ -13,6 +13,7 @@ use pgrx::prelude::*;
 
 mod api;
 mod area;
+mod audit;
 mod config;
 mod dek_cache;
 mod error;

@@ -8,10 +8,12 @@
 use std::collections::HashSet;
 
 use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::secret::SecretName;
 
 use super::gate;
 use super::keys::Opener;
 use super::read::{Found, current, push, with_key};
+use crate::audit;
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
@@ -25,6 +27,7 @@ pub fn read_secrets(args: &Args) -> Result<Return> {
     let names = names(args)?;
     gate::authorize_each(Action::Read, names.iter().map(String::as_str))?;
     gate::plaintext()?;
+    audit::detail(format!("names: {}", names.len()));
     let rows = RowSet::begin(args)?;
     let warm = open_while_warm(&rows, &names)?;
     let rest = &names[warm..];
@@ -50,7 +53,7 @@ fn names(args: &Args) -> Result<Vec<String>> {
             .hint("Read them in several calls, or raise hyperion_vault.max_batch."));
     }
     for name in &names {
-        gate::name(Some(name))?;
+        SecretName::parse(name)?;
     }
     let mut seen = HashSet::new();
     Ok(names.into_iter().filter(|name| seen.insert(name.clone())).collect())
@@ -63,7 +66,7 @@ fn open_while_warm(rows: &RowSet, names: &[String]) -> Result<usize> {
             current(name, |found| {
                 let Some(found) = found else { return Ok(true) };
                 let Some(opener) = Opener::cached(&found.version)? else { return Ok(false) };
-                push(rows, name, &Found { kind: found.kind, version: found.version }, &opener)?;
+                give(rows, name, &Found { kind: found.kind, version: found.version }, &opener)?;
                 Ok(true)
             })
         })?;
@@ -115,7 +118,7 @@ fn read(rows: &RowSet, name: &str, key: Option<Key>) -> Result<()> {
     let now = current(name, |found| match (found, &key) {
         (None, _) => Ok(Now::NotThere),
         (Some(found), Some(key)) if found.version.is(&key.version) => {
-            push(rows, name, &Found { kind: found.kind, version: found.version }, &key.opener)?;
+            give(rows, name, &Found { kind: found.kind, version: found.version }, &key.opener)?;
             Ok(Now::Done)
         }
         (Some(_), _) => Ok(Now::Another),
@@ -126,9 +129,16 @@ fn read(rows: &RowSet, name: &str, key: Option<Key>) -> Result<()> {
     }
     match now? {
         Now::Done | Now::NotThere => Ok(()),
-        Now::Another => match with_key(name, None, |found, opener| push(rows, name, found, opener)) {
+        Now::Another => match with_key(name, None, |found, opener| give(rows, name, found, opener)) {
             Err(error) if error.is_not_found() => Ok(()),
             result => result,
         },
     }
+}
+
+/// Adds a row, and its record: one for each secret.
+fn give(rows: &RowSet, name: &str, found: &Found<'_>, opener: &Opener) -> Result<()> {
+    push(rows, name, found, opener)?;
+    audit::each(name, found.version.version);
+    Ok(())
 }

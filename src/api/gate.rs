@@ -14,9 +14,9 @@ use hyperion_vault_core::secret::SecretName;
 use pgrx::pg_sys::Oid;
 
 use super::rights::Rights;
-#[allow(unused_imports, reason = "for the audit record")]
 pub use super::rights::token_name;
 use crate::area;
+use crate::audit;
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::identity::{self, Origin};
@@ -57,7 +57,9 @@ pub fn environment() -> Result<()> {
 
 /// A name argument: present and well-formed.
 pub fn name(argument: Option<&str>) -> Result<SecretName<'_>> {
-    Ok(SecretName::parse(argument.ok_or_else(|| null("name"))?)?)
+    let name = SecretName::parse(argument.ok_or_else(|| null("name"))?)?;
+    audit::subject(name.as_str());
+    Ok(name)
 }
 
 pub fn null(parameter: &str) -> VaultError {
@@ -128,6 +130,7 @@ pub fn authorize_each<'a>(action: Action, names: impl IntoIterator<Item = &'a st
 }
 
 pub fn denied(actions: &[Action], name: &str) -> VaultError {
+    audit::subject(name);
     let needed = match actions.first() {
         Some(Action::Read | Action::Verify) => "vault_reader",
         Some(Action::List) => "vault_reader or vault_admin",

@@ -6,6 +6,7 @@
 
 use hyperion_vault_core::envelope::{self, Dek, DekContext, Format, Id, Plaintext, SecretAad};
 
+use crate::audit;
 use crate::dek_cache;
 use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::{self, Generated, Wrapped};
@@ -58,6 +59,7 @@ impl NewVersion {
         value: &Value<'_>,
         store: impl FnOnce(&Fresh<'_>) -> Result<R>,
     ) -> Result<R> {
+        audit::version(version);
         let aad = aad(self.vault, self.secret, name, version, value.format())?;
         let sealed = value.with_payload(|payload| envelope::seal(&self.key.dek, &aad, payload))?;
         let context = DekContext { vault: self.vault, secret: self.secret, version: self.version_id };

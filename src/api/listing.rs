@@ -7,6 +7,7 @@ use hyperion_vault_core::secret::{Pattern, Timestamp, VersionState};
 use pgrx::pg_sys::Datum;
 
 use super::gate;
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
@@ -22,6 +23,7 @@ const MAX_ROWS: i32 = 10_000;
 pub fn list_secrets(args: &Args) -> Result<Return> {
     gate::environment()?;
     let pattern = Pattern::parse(args.text(0).ok_or_else(|| gate::null("pattern"))?)?;
+    audit::subject(pattern.as_str());
     let rights = gate::rights()?;
     let reach = rights.reach(Action::List);
     if reach == Reach::Ranges(Vec::new()) {

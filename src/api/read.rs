@@ -14,6 +14,7 @@ use pgrx::pg_sys::Datum;
 
 use super::gate::{self, no_secret};
 use super::keys::{self, ATTEMPTS, Opener, overtaken};
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
@@ -52,6 +53,7 @@ pub fn find<R>(name: &str, version: Option<i32>, visit: impl FnOnce(&Found<'_>) 
     // Given back if the version is not the current one: then it is looked for after the secret's row has been left.
     let looked = current(name, |current| {
         let Current { version: current, kind, .. } = current.ok_or_else(|| no_secret(name))?;
+        audit::version(version.unwrap_or(current.version));
         match version.filter(|number| *number != current.version) {
             None => visit(&Found { kind: *kind, version: *current }).map(Ok),
             Some(number) => Ok(Err((visit, current.secret, *kind, number))),

@@ -17,6 +17,7 @@ use super::gate;
 use super::keys::{ATTEMPTS, Opener, overtaken};
 use super::lifecycle::destroy;
 use super::writing::{admitted, invalid, missing};
+use crate::audit;
 use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::memory::with_scratch;
@@ -30,6 +31,8 @@ pub fn rename_secret(args: &Args) -> Result<Return> {
     let new_name = gate::name(Some(args.text(1).ok_or_else(|| gate::null("new_name"))?))?.as_str();
     gate::authorize(&[Action::Read], name)?;
     gate::authorize(&[Action::Create], new_name)?;
+    audit::subject(name);
+    audit::detail(format!("new name: {new_name}"));
     if name == new_name {
         return Err(invalid("new_name is the name the secret has", "Pass another name."));
     }

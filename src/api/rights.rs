@@ -275,7 +275,6 @@ fn in_force(role: Oid) -> Result<Option<Shown>> {
 }
 
 /// The name of the token in force, for the record of what is being done. None also if that cannot be told now.
-#[allow(dead_code, reason = "for the audit record")]
 pub fn token_name() -> Option<Rc<str>> {
     if SHOWN.with_borrow(Vec::is_empty) {
         return None;

@@ -13,6 +13,7 @@ use pgrx::pg_sys::{Datum, Oid};
 
 use super::gate;
 use super::rights::Rights;
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
@@ -31,7 +32,12 @@ pub fn admitted(what: &str) -> Result<Rights> {
 /// The name of a vault role, from an argument.
 pub fn role_name<'a>(args: &'a Args, position: usize, parameter: &str) -> Result<&'a str> {
     let text = args.text(position).ok_or_else(|| gate::null(parameter))?;
-    Ok(Label::parse("role", text)?.as_str())
+    let name = Label::parse("role", text)?.as_str();
+    match position {
+        0 => audit::subject(name),
+        _ => audit::detail(format!("role: {name}")),
+    }
+    Ok(name)
 }
 
 /// Refuses unless the caller holds all of this himself.
@@ -131,6 +137,7 @@ pub fn can(args: &Args) -> Result<Return> {
     let action = args.text(0).ok_or_else(|| gate::null("action"))?;
     let granted = Granted::parse(action).ok_or_else(unknown_action)?;
     let path = Pattern::parse(args.text(1).ok_or_else(|| gate::null("path"))?)?;
+    audit::subject(path.as_str());
     let may = gate::rights()?.may_hand_out(false, &[Rule { granted, path }]).is_ok();
     Ok(Return::Value(Datum::from(may)))
 }
@@ -148,6 +155,7 @@ pub fn bind_role(args: &Args) -> Result<Return> {
         VaultError::new(Kind::NotFound, "the Postgres role does not exist")
             .hint("Name a role that is in pg_roles.")
     })?;
+    audit::detail(format!("Postgres role: {pg_role}"));
     let spi = Spi::connect()?;
     let role = roles::lock(&spi, name)?;
     hand_out(&rights, role.is_admin, &rules_of(&role)?)?;
@@ -166,6 +174,7 @@ pub fn unbind_role(args: &Args) -> Result<Return> {
     let name = role_name(args, 0, "role")?;
     let oid = pg_role(args)?;
     let pg_role = identity::role_name(oid);
+    audit::detail(format!("Postgres role: {}", audit::name_of(oid)));
     let spi = Spi::connect()?;
     let role = roles::lock(&spi, name)?;
     if !roles::unbind(&spi, role.id, pg_role.as_deref(), oid)? {

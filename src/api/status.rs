@@ -48,6 +48,7 @@ pub fn status(_args: &Args) -> Result<Return> {
         "kms": kms(&area),
         "queue": queue(&area),
         "cache": cache(&area),
+        "audit": crate::audit::status::status(&area),
         "shared_memory": { "bytes": shmem::size(), "locked": shmem::locked() },
     });
     Ok(Return::Value(datum::jsonb(&status)))

@@ -5,13 +5,14 @@
 //! unknown, expired, revoked or no token at all gets one answer.
 
 use hyperion_vault_core::policy::Label;
-use hyperion_vault_core::policy::token::{NewToken, prefix_of};
+use hyperion_vault_core::policy::token::{NewToken, PREFIX, prefix_of};
 use hyperion_vault_core::secret::{IntervalParts, limits};
 use pgrx::pg_sys::Datum;
 
 use super::roles::{admitted, hand_out, role_name, rules_of};
 use super::{gate, rights};
 use crate::area;
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
@@ -20,7 +21,14 @@ use crate::pg::{datum, identity};
 use crate::store::{roles, tokens};
 
 fn token_label(args: &Args) -> Result<&str> {
-    Ok(Label::parse("token", args.text(0).ok_or_else(|| gate::null("name"))?)?.as_str())
+    let name = Label::parse("token", args.text(0).ok_or_else(|| gate::null("name"))?)?.as_str();
+    if name.starts_with(PREFIX) {
+        // Errors and records repeat names.
+        return Err(VaultError::new(Kind::Invalid, "this looks like a token, not like the name of one")
+            .hint("Pass the name that the token was created with; names do not start with hvt_."));
+    }
+    audit::subject(name);
+    Ok(name)
 }
 
 /// `vault.create_token(name, role, expires_in)`.
@@ -89,7 +97,13 @@ pub fn list_tokens(args: &Args) -> Result<Return> {
 pub fn authenticate(args: &Args) -> Result<Return> {
     gate::environment()?;
     let token = args.text(0).ok_or_else(|| gate::null("token"))?;
-    if rights::authenticate(token)? { Ok(Return::Void) } else { Err(refused()) }
+    if !rights::authenticate(token)? {
+        return Err(refused());
+    }
+    if let Some(name) = rights::token_name() {
+        audit::subject(&name);
+    }
+    Ok(Return::Void)
 }
 
 /// Whoever counts failures (lockout) does it here.

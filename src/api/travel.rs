@@ -9,6 +9,7 @@ use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::Datum;
 
 use super::{gate, lifecycle};
+use crate::audit;
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
@@ -38,6 +39,7 @@ pub fn export_sealed(_args: &Args) -> Result<Return> {
         if export.vault.is_none() && !export.secrets.is_empty() {
             return Err(meta::lost());
         }
+        audit::detail(format!("secrets: {}", export.secrets.len()));
         export.to_json().ok_or_else(|| VaultError::internal("a stored property is not valid JSON"))?
     };
     datum::jsonb_from_text(&json).map(Return::Value)
@@ -76,5 +78,6 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
         }
         count += 1;
     }
+    audit::detail(format!("secrets: {count}"));
     Ok(Return::Value(Datum::from(count)))
 }

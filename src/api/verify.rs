@@ -10,6 +10,7 @@ use pgrx::pg_sys::Datum;
 use super::gate::{self, no_secret};
 use super::keys::{ATTEMPTS, Opener, overtaken};
 use super::read::{admitted, current, find};
+use crate::audit;
 use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
 use crate::store::secrets::{Sealed, Stored};
@@ -33,6 +34,10 @@ fn compare(args: &Args, candidate: Option<&[u8]>) -> Result<Return> {
         Some(matched) => matched,
         None => among_live(name, candidate)?,
     };
+    audit::detail(if matched.is_some() { "match" } else { "no match" });
+    if let Some(version) = matched {
+        audit::version(version);
+    }
     let mut values = [Datum::from(matched.is_some()), matched.map_or(Datum::null(), Datum::from)];
     Ok(args.row(&mut values, &mut [false, matched.is_none()]))
 }
@@ -46,6 +51,7 @@ fn only_current(name: &str, candidate: &[u8]) -> Result<Option<Option<i32>>> {
             return Ok(None);
         }
         let Some(opener) = Opener::cached(&found.version)? else { return Ok(None) };
+        audit::version(found.version.version);
         let equal = matches(name, &found.version, &opener, candidate)?;
         Ok(Some(equal.then_some(found.version.version)))
     })

@@ -17,13 +17,14 @@
 //! itself. The rows are as old as the query's snapshot: `_open` opens the secret as it is now, and only if it is the
 //! same secret; of one that has gone meanwhile the value is NULL.
 
-use hyperion_vault_core::envelope::Format;
+use hyperion_vault_core::envelope::{Format, Id};
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::Presence;
 use pgrx::pg_sys::Datum;
 
 use super::gate;
 use super::read::{text, with_key};
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::store::secrets;
@@ -55,6 +56,15 @@ pub fn open(args: &Args) -> Result<Return> {
     gate::environment()?;
     gate::plaintext()?;
     let (Some(id), Some(name)) = (args.uuid(0), args.text(1)) else { return Ok(Return::Null) };
+    audit::subject(name);
+    let value = value(id, name)?;
+    if matches!(value, Return::Null) {
+        audit::detail("no value");
+    }
+    Ok(value)
+}
+
+fn value(id: Id, name: &str) -> Result<Return> {
     if !gate::permitted(&[Action::Read], name)? {
         return Ok(Return::Null);
     }

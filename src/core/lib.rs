@@ -6,6 +6,7 @@
 //! that can only be tested by starting a server.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod cache;
 pub mod envelope;
 pub mod export;

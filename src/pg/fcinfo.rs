@@ -189,6 +189,9 @@ impl Args {
 /// Makes the version-1 entry point `$name` (with its `pg_finfo_` record) for `$body: fn(&Args) -> Result<Return>`.
 macro_rules! sql_function {
     ($name:ident, $finfo:ident, $body:path) => {
+        $crate::pg::fcinfo::sql_function!(@entry $name, $finfo, $body);
+    };
+    (@entry $name:ident, $finfo:ident, $body:expr) => {
         #[unsafe(no_mangle)]
         #[doc(hidden)]
         pub extern "C" fn $finfo() -> &'static ::pgrx::pg_sys::Pg_finfo_record {
@@ -210,4 +213,19 @@ macro_rules! sql_function {
         }
     };
 }
-pub(crate) use sql_function;
+
+/// The same for a function of the API, each call of which leaves a record: `$action` is what it says was done, `$kind` a
+/// variant of [`crate::audit::Kind`].
+macro_rules! audited {
+    ($name:ident, $finfo:ident, $function:literal, $action:literal, $kind:ident, $body:path) => {
+        $crate::pg::fcinfo::sql_function!(@entry $name, $finfo, |args: &$crate::pg::fcinfo::Args| {
+            static OPERATION: $crate::audit::Operation = $crate::audit::Operation {
+                function: $function,
+                action: $action,
+                kind: $crate::audit::Kind::$kind,
+            };
+            $crate::audit::run(&OPERATION, || $body(args))
+        });
+    };
+}
+pub(crate) use {audited, sql_function};

@@ -76,6 +76,18 @@ pub fn current_user() -> Oid {
     unsafe { pg_sys::GetUserId() }
 }
 
+/// Whether this is a child of the postmaster, and not the postmaster itself.
+pub fn is_child() -> bool {
+    // SAFETY: a plain read of a flag that is set right after the fork.
+    unsafe { pg_sys::IsUnderPostmaster }
+}
+
+/// The role that connected, whatever SET ROLE made of it since; SET SESSION AUTHORIZATION changes it.
+pub fn session_user() -> Oid {
+    // SAFETY: no arguments; valid inside any session.
+    unsafe { pg_sys::GetSessionUserId() }
+}
+
 pub fn is_superuser(role: Oid) -> bool {
     // SAFETY: a syscache lookup; false for a role that does not exist.
     unsafe { pg_sys::superuser_arg(role) }

@@ -25,6 +25,7 @@ pub mod tuple;
 pub mod utility;
 pub mod watch;
 pub mod worker;
+pub mod xact;
 
 use pgrx::pg_sys;
 
@@ -69,4 +70,41 @@ pub fn on_unique_violation<R>(
 /// Seconds since 1970.
 pub fn unix_now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The five characters of an SQLSTATE from the number that the server makes of them (six bits each).
+pub fn sqlstate(code: i32) -> [u8; 5] {
+    std::array::from_fn(|i| ((code >> (6 * i)) & 0x3f) as u8 + b'0')
+}
+
+/// The SQLSTATE of an error that is unwinding.
+pub fn sqlstate_of_panic(payload: &(dyn std::any::Any + Send)) -> [u8; 5] {
+    use pg_sys::panic::{CaughtError, ErrorReportWithLevel};
+    let code = if let Some(error) = payload.downcast_ref::<CaughtError>() {
+        match error {
+            CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. } => report.sql_error_code(),
+        }
+    } else if let Some(report) = payload.downcast_ref::<ErrorReportWithLevel>() {
+        report.sql_error_code()
+    } else {
+        pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR
+    };
+    sqlstate(code as i32)
+}
+
+/// The user that the server runs as.
+pub fn server_user() -> u32 {
+    // SAFETY: no arguments; cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// The name of this machine.
+pub fn host_name() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: a writable buffer and its length, less one byte so that the name ends in a zero.
+    unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(&name[..end]).into_owned()
 }

@@ -136,3 +136,5 @@ unsafe impl Shared for hyperion_vault_core::cache::Line {}
 unsafe impl Shared for hyperion_vault_core::policy::uses::Cell {}
 // SAFETY: atomics and a condition variable that the postmaster initialises before anyone uses it.
 unsafe impl Shared for crate::area::Header {}
+// SAFETY: as above.
+unsafe impl Shared for crate::area::Audit {}

@@ -39,6 +39,11 @@ impl Statement {
         Self { sql, types, writes: Some(Family::Access), plan: AtomicPtr::new(ptr::null_mut()) }
     }
 
+    /// One that writes to, or locks, the tables of the audit log.
+    pub const fn on_log(sql: &'static CStr, types: &'static [Oid]) -> Self {
+        Self { sql, types, writes: Some(Family::Log), plan: AtomicPtr::new(ptr::null_mut()) }
+    }
+
     /// A plain SELECT: also runs while the leader executes a parallel plan, and on a standby.
     pub const fn query(sql: &'static CStr, types: &'static [Oid]) -> Self {
         Self { sql, types, writes: None, plan: AtomicPtr::new(ptr::null_mut()) }

@@ -19,12 +19,15 @@ pub enum Family {
     Secrets,
     /// Who may do what.
     Access,
+    /// The audit log. Its lock keeps other writers out, so nobody else looks at these.
+    Log,
 }
 
 impl Family {
     fn tables(self) -> &'static [&'static CStr] {
         match self {
             Self::Secrets => &[c"vault_meta", c"secrets", c"secret_versions"],
+            Self::Log => &[c"audit_log", c"audit_spools", c"audit_pending"],
             Self::Access => &[c"roles", c"role_permissions", c"role_bindings", c"tokens"],
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Client backends, main thread.
 
+pub mod audit;
 pub mod changes;
 pub mod listing;
 pub mod meta;

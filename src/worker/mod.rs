@@ -15,6 +15,8 @@ pub mod posts;
 pub mod session;
 mod token_uses;
 
+use crate::audit::relay;
+
 /// A worker of the vault's database.
 pub struct Employee {
     pub name: &'static CStr,
@@ -24,5 +26,7 @@ pub struct Employee {
 
 /// Who is started, in this order; the first also finds out whether there is an extension. A worker's place here is its
 /// place in [`posts::Posts::workers`].
-pub const ROSTER: [Employee; 1] =
-    [Employee { name: maintenance::NAME, entry: c"hyperion_vault_maintenance_main" }];
+pub const ROSTER: [Employee; 2] = [
+    Employee { name: maintenance::NAME, entry: c"hyperion_vault_maintenance_main" },
+    Employee { name: relay::NAME, entry: c"hyperion_vault_relay_main" },
+];

@@ -47,7 +47,7 @@ pub use postgres::error::DbError;
 pub use postgres::{Client, NoTls};
 pub use process::Process;
 pub use psql::ToolOutput;
-pub use sys::{ipv6_loopback_works, random_bytes, random_text};
+pub use sys::{effective_uid, ipv6_loopback_works, random_bytes, random_text};
 pub use toolchain::Toolchain;
 pub use vault::Vault;
 pub use wait::{wait_for, wait_until};

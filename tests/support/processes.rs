@@ -33,6 +33,12 @@ impl Cluster {
         self.postmaster.signal(signal);
     }
 
+    /// Signals one of this server's processes unless it has just ended. Whether it was there.
+    pub fn try_kill(&self, pid: i32, signal: i32) -> bool {
+        let Some(postmaster) = self.postmaster.pid() else { return false };
+        Process::child(postmaster, pid).is_some_and(|process| send_signal(process.pid, signal).is_ok())
+    }
+
     /// Signals one of this server's processes; panics if `pid` is not one.
     #[track_caller]
     pub fn kill(&self, pid: i32, signal: i32) {

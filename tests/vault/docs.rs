@@ -172,6 +172,10 @@ fn readme_examples_do_what_they_show() {
             continue;
         }
         let args = ["-q", "-P", "footer=off", "-P", "null=(null)", "-v", "VERBOSITY=verbose"];
+        if block.text.contains("vault.audit_log") {
+            // A reader comes later than a script does.
+            crate::audit::settle(&cluster);
+        }
         let output = cluster.psql_as(role, &args, &block.text);
         let got = normal(&format!("{}{}", output.text(), output.errors()));
         let expected = blocks.get(i + 1).filter(|next| next.language == "text").map_or("", |next| &next.text);

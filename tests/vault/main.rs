@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod audit;
 mod bad_input;
 mod catalog;
 mod crash;

@@ -5,6 +5,9 @@ use hyperion_vault_tests::{Ask, Cluster, PATIENCE, StopMode, sqlstate};
 /// Name, default, when it can change. A setting that is not here fails the test.
 const SETTINGS: &str = "\
 allowed_ips||sighup
+audit_spool_dir||postmaster
+audit_spool_max_mb|1024|sighup
+audit_sync|off|sighup
 aws_profile||sighup
 database|postgres|postmaster
 dek_cache_size|16384|postmaster
@@ -21,7 +24,8 @@ kms_region||sighup
 kms_timeout_ms|10000|sighup
 local_master_key_file||sighup
 max_batch|256|sighup
-max_secret_bytes|1048576|sighup";
+max_secret_bytes|1048576|sighup
+node_name||sighup";
 
 #[test]
 fn settings() {
@@ -50,7 +54,14 @@ fn settings() {
     assert!(config.connect(hyperion_vault_tests::NoTls).is_err(), "set by a client at its start");
 
     // What helps an attacker is not shown.
-    let private = ["allowed_ips", "aws_profile", "kms_endpoint_url", "kms_key_id", "local_master_key_file"];
+    let private = [
+        "allowed_ips",
+        "audit_spool_dir",
+        "aws_profile",
+        "kms_endpoint_url",
+        "kms_key_id",
+        "local_master_key_file",
+    ];
     for name in names {
         let show = format!("SHOW hyperion_vault.{name}");
         let visible = format!("SELECT count(setting) FROM pg_settings WHERE name = 'hyperion_vault.{name}'");

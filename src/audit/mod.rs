@@ -1,0 +1,299 @@
+//! The audit log on this side of SQL: every operation of the API runs inside [`run`], which leaves one record of it.
+//!
+//! Client backends and workers, main thread. States of an operation:
+//!
+//! ```text
+//! begun ─▶ done ──────▶ recorded ─▶ its result is returned
+//!   │        └ cannot be recorded ─▶ 58030, nothing is returned
+//!   ├─▶ failed (VaultError, or an ERROR of the server that unwinds) ─▶ recorded if possible ─▶ the error goes on
+//!   └─▶ FATAL (does not unwind) ─▶ recorded by the exit callback
+//! ```
+//!
+//! What was read is recorded as `ok` *before* the value leaves. What was written is recorded as `pending` with the id of the
+//! (sub)transaction that wrote it, in the call: the commit log knows what becomes of that id, and the relay asks it (see
+//! `relay`). So no rollback, savepoint, PREPARE TRANSACTION or crash between commit and record can make the log lie.
+//!
+//! The traps it avoids: a function of the API without a record (entry points are made by `audited!`, and a test counts); an
+//! operation inside another (a hook that reads), hence the stack; a look-up of names after an error, when the
+//! transaction can do none: who is calling is found out at the beginning.
+
+pub mod relay;
+mod spool;
+pub mod status;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+use hyperion_vault_core::audit::{self as log, Class, Outcome};
+use pgrx::pg_sys::Oid;
+
+use crate::api::gate;
+use crate::error::{Result, VaultError};
+use crate::pg::exit;
+use crate::pg::identity::{self, Origin};
+use crate::pg::xact;
+
+pub use spool::open;
+
+/// One entry point of the API.
+pub struct Operation {
+    /// The SQL function, or what else was called.
+    pub function: &'static str,
+    /// What it does, in the words of policies where they have one.
+    pub action: &'static str,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Changes nothing that a rollback would undo.
+    Read,
+    /// Is pending until its transaction ends.
+    Write,
+    /// Says how things are and must do so when no record can be written; names no secret.
+    Watch,
+}
+
+/// An operation that is running.
+struct Running {
+    operation: &'static Operation,
+    /// The name of the token in force when it began.
+    token: Option<Rc<str>>,
+    subject: Option<String>,
+    detail: Option<String>,
+    version: Option<i32>,
+    /// Frames of records that this one call leaves in the place of one.
+    frames: Vec<u8>,
+    records: u64,
+}
+
+thread_local! {
+    static STACK: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
+    static ACTOR: RefCell<Actor> = const { RefCell::new(Actor::nobody()) };
+    static WATCHING_EXIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Who is calling, in names.
+struct Actor {
+    known: Option<(Oid, Oid, u64)>,
+    session_role: String,
+    role: String,
+}
+
+impl Actor {
+    const fn nobody() -> Self {
+        Self { known: None, session_role: String::new(), role: String::new() }
+    }
+
+    /// Looks the names up, if they may not be those of last time.
+    fn identify(&mut self) {
+        let who = (identity::session_user(), identity::current_user(), identity::roles_generation());
+        if self.known != Some(who) {
+            self.session_role = name_of(who.0);
+            self.role = name_of(who.1);
+            self.known = Some(who);
+        }
+    }
+}
+
+/// Of a role that is gone, its oid.
+pub fn name_of(role: Oid) -> String {
+    identity::role_name(role).unwrap_or_else(|| role.to_u32().to_string())
+}
+
+/// Runs an operation and leaves its record.
+pub fn run<R>(operation: &'static Operation, f: impl FnOnce() -> Result<R>) -> Result<R> {
+    begin(operation);
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(result)) => {
+            succeeded()?;
+            Ok(result)
+        }
+        Ok(Err(error)) => {
+            let outcome = if error.is_refusal() { Outcome::Denied } else { Outcome::Error };
+            failed(outcome, error.sqlstate());
+            Err(error)
+        }
+        Err(payload) => unwound(payload),
+    }
+}
+
+#[cold]
+fn unwound(payload: Box<dyn Any + Send>) -> ! {
+    failed(Outcome::Error, crate::pg::sqlstate_of_panic(payload.as_ref()));
+    resume_unwind(payload)
+}
+
+fn begin(operation: &'static Operation) {
+    if !WATCHING_EXIT.replace(true) {
+        exit::before_exit(ended_by_exit);
+    }
+    ACTOR.with_borrow_mut(Actor::identify);
+    let token = gate::token_name();
+    STACK.with_borrow_mut(|stack| {
+        stack.push(Running {
+            operation,
+            token,
+            subject: None,
+            detail: None,
+            version: None,
+            frames: Vec::new(),
+            records: 0,
+        });
+    });
+}
+
+fn with_running(f: impl FnOnce(&mut Running)) {
+    STACK.with_borrow_mut(|stack| {
+        if let Some(running) = stack.last_mut() {
+            f(running);
+        }
+    });
+}
+
+/// What the running operation is about. Only ever a name that was found well-formed: anything else may be a value in the
+/// wrong place.
+pub fn subject(name: &str) {
+    with_running(|running| match &mut running.subject {
+        Some(subject) => name.clone_into(subject),
+        None => running.subject = Some(name.to_owned()),
+    });
+}
+
+/// The version that the running operation reads or makes.
+pub fn version(version: i32) {
+    with_running(|running| running.version = Some(version));
+}
+
+/// What else is to be said: a word of ours, or another name.
+pub fn detail(text: impl Into<String>) {
+    let text = text.into();
+    with_running(|running| running.detail = Some(text));
+}
+
+/// One of several secrets that the running operation gives out: leaves a record of its own.
+pub fn each(name: &str, version: i32) {
+    with_running(|running| {
+        let mut frames = std::mem::take(&mut running.frames);
+        let about = About { subject: Some(name), version: Some(version), ..About::of(running) };
+        about.push(&mut frames, Outcome::Ok, None, 0);
+        (running.frames, running.records) = (frames, running.records + 1);
+    });
+}
+
+/// What goes into a record besides the actor.
+struct About<'a> {
+    operation: &'static Operation,
+    token: Option<&'a str>,
+    subject: Option<&'a str>,
+    detail: Option<&'a str>,
+    version: Option<i32>,
+    occurrences: u32,
+    /// A role and its address that the record is of, if not the caller.
+    other: Option<(&'a str, log::Client<'a>)>,
+}
+
+impl<'a> About<'a> {
+    fn of(running: &'a Running) -> Self {
+        Self {
+            operation: running.operation,
+            token: running.token.as_deref(),
+            subject: running.subject.as_deref(),
+            detail: running.detail.as_deref(),
+            version: running.version,
+            occurrences: 1,
+            other: None,
+        }
+    }
+
+    fn push(&self, frames: &mut Vec<u8>, outcome: Outcome, sqlstate: Option<[u8; 5]>, xid: u64) {
+        ACTOR.with_borrow(|actor| {
+            crate::config::with_node_name(|node| {
+                with_client(|client| {
+                    let (session_role, role, client) = match self.other {
+                        Some((other, client)) => (other, other, client),
+                        None => (actor.session_role.as_str(), actor.role.as_str(), client),
+                    };
+                    let record = log::Record {
+                        at: crate::pg::clock(),
+                        timeline: xact::timeline(),
+                        xid,
+                        occurrences: self.occurrences,
+                        outcome,
+                        sqlstate,
+                        version: self.version,
+                        client,
+                        node,
+                        session_role,
+                        role,
+                        token: self.token,
+                        action: self.operation.action,
+                        function: self.operation.function,
+                        subject: self.subject,
+                        detail: self.detail,
+                    };
+                    log::push(frames, |out| record.encode(out));
+                });
+            });
+        });
+    }
+}
+
+fn with_client<R>(f: impl FnOnce(log::Client<'_>) -> R) -> R {
+    identity::with_origin(|origin| match origin {
+        Origin::UnixSocket => f(log::Client::Local),
+        Origin::Ip(address) => f(log::Client::Ip(address.to_canonical())),
+        Origin::Worker(kind) => f(log::Client::Internal(kind)),
+        Origin::Autovacuum | Origin::Other => f(log::Client::None),
+    })
+}
+
+fn end() -> Option<Running> {
+    STACK.with_borrow_mut(Vec::pop)
+}
+
+fn succeeded() -> Result<()> {
+    let Some(mut running) = end() else { return Ok(()) };
+    let mut frames = std::mem::take(&mut running.frames);
+    if running.records == 0 {
+        // What has written nothing has nothing that could be rolled back.
+        let xid = match running.operation.kind {
+            Kind::Write => xact::current_id().unwrap_or(0),
+            Kind::Read | Kind::Watch => 0,
+        };
+        let outcome = if xid == 0 { Outcome::Ok } else { Outcome::Pending };
+        About::of(&running).push(&mut frames, outcome, None, xid);
+        running.records = 1;
+    }
+    match spool::append(&mut frames, running.records, Class::Needed) {
+        Err(_) if running.operation.kind == Kind::Watch => Ok(()),
+        result => result,
+    }
+}
+
+/// Records a failure as far as that can be done: the operation is refused anyway.
+fn failed(outcome: Outcome, sqlstate: [u8; 5]) {
+    let Some(running) = end() else { return };
+    if outcome == Outcome::Denied && !spool::worth_writing() {
+        return;
+    }
+    let mut frames = Vec::new();
+    About::of(&running).push(&mut frames, outcome, Some(sqlstate), 0);
+    spool::append_if_possible(&mut frames);
+}
+
+/// FATAL in the middle of operations (`pg_terminate_backend`): they end here, innermost first.
+fn ended_by_exit() {
+    while STACK.try_with(|stack| stack.try_borrow().is_ok_and(|stack| !stack.is_empty())).unwrap_or(false) {
+        failed(Outcome::Error, *b"57P01");
+    }
+}
+
+impl VaultError {
+    /// Whether the caller was refused, rather than unlucky.
+    fn is_refusal(&self) -> bool {
+        self.is_denied() || self.is_unauthenticated()
+    }
+}

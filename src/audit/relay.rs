@@ -1,0 +1,371 @@
+//! `hyperion_vault relay`: takes records from the spools into `vault.audit_log`, each exactly once.
+//!
+//! A worker of the vault's database, main thread; the only writer of the log's tables. A turn:
+//!
+//! ```text
+//! spools, oldest first → read frames from where the table says → one transaction: rows, and how far → remove what is taken
+//! ```
+//!
+//! Exactly once: a spool's position is committed with the rows it stands for, and read again in the transaction that
+//! goes on from it, under a lock that keeps a second relay out. A segment is removed only after the commit is on disk, be
+//! `synchronous_commit` off or not.
+//!
+//! A pending write is judged here, when its record is taken: the commit log knows what became of the (sub)transaction. If
+//! it is still running (or prepared), the row says `pending`, and a later row resolves it. On another timeline than the
+//! record's the same id may be another transaction: `unknown`.
+//!
+//! In recovery nothing can be written: only what the primary's table (as replayed) has already is removed, which are
+//! copies of its spools that a base backup brought along.
+//!
+//! The trap it avoids: taking the end of what was read for the end of a segment. Whether a segment is finished is asked
+//! *before* it is read.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::CStr;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Record, Segment, Spool, split};
+use hyperion_vault_core::envelope::Id;
+
+use super::spool::{keep_open, with_place, write_counted};
+use crate::area::{self, Area};
+use crate::config;
+use crate::error::{Result, VaultError};
+use crate::pg::xact::{self, Fate};
+use crate::pg::{datum, identity, monotonic_ms, transaction};
+use crate::store::audit as table;
+use crate::worker::session;
+
+pub const NAME: &CStr = c"hyperion_vault relay";
+
+/// Between looks when there was nothing to take. Nobody wakes the relay: that would cost every read.
+const PAUSE: Duration = Duration::from_millis(200);
+/// On a standby there is little to do.
+const RECOVERY_PAUSE: Duration = Duration::from_secs(2);
+/// How much one transaction takes: some thousand records, a tenth of a second.
+const BATCH_BYTES: usize = 1 << 20;
+/// How often transactions that were running are asked about again, and counted refusals are looked for.
+const REVIEW: Duration = Duration::from_secs(1);
+/// Transactions asked about in one go.
+const REVIEWED: i32 = 1000;
+/// Over which the growth of the spools is averaged.
+const GROWTH: Duration = Duration::from_secs(60);
+/// A record's usual length, for an estimate.
+const USUAL_BYTES: u64 = 200;
+
+/// Entry point, by name, for the postmaster; the argument is its place in the roster.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn hyperion_vault_relay_main(arg: pgrx::pg_sys::Datum) {
+    let mut relay = Relay::default();
+    session::serve(datum::index(arg), move || relay.turn())
+}
+
+#[derive(Default)]
+struct Relay {
+    /// How far spools are known to be taken.
+    taken: HashMap<Id, Taken>,
+    reviewed_at: u64,
+    /// When and how large the spools were last.
+    size: Option<(u64, u64)>,
+}
+
+/// How far a spool is in the table.
+#[derive(Clone, Copy, Default)]
+pub struct Taken {
+    /// Where the next frame begins.
+    pub position: i64,
+    pub records: i64,
+}
+
+/// Part of a segment.
+struct Part {
+    bytes: Vec<u8>,
+    segment: u64,
+    offset: u64,
+    /// Whether nothing follows: the segment is finished and this is its end.
+    last: bool,
+}
+
+impl Relay {
+    fn turn(&mut self) -> Result<Duration> {
+        let area = area::get()?;
+        if !keep_open(&area) {
+            // What lies there may be another server's.
+            return Ok(PAUSE);
+        }
+        if identity::in_recovery() {
+            // After a promotion everything is looked at anew.
+            self.taken.clear();
+            config::with_spool_dir(|base| self.tidy(&area, base))?;
+            return Ok(RECOVERY_PAUSE);
+        }
+        let now = monotonic_ms();
+        if now.saturating_sub(self.reviewed_at) >= REVIEW.as_millis() as u64 {
+            self.reviewed_at = now;
+            review(&area)?;
+        }
+        self.measure(&area, now);
+        let more = config::with_spool_dir(|base| self.take(&area, base))?;
+        Ok(if more { Duration::ZERO } else { PAUSE })
+    }
+
+    /// Takes the next batch of the oldest spool that has one. Whether there may be more.
+    fn take(&mut self, area: &Area, base: &Path) -> Result<bool> {
+        let before = crate::pg::clock();
+        let spools = log::spools(base).map_err(|e| unreadable(&e))?;
+        notice_loss(area, base);
+        self.load(&spools)?;
+        for spool in &spools {
+            let from = self.taken(spool);
+            if let Some(part) = next_part(area, spool, from.position)? {
+                let taken = transaction::run(|| take_part(area, spool, from, &part))?;
+                self.taken.insert(spool.id, taken);
+                self.publish(area, &spools);
+                self.remove(area, spool, taken)?;
+                return Ok(true);
+            }
+            self.remove(area, spool, from)?;
+        }
+        self.publish(area, &spools);
+        area.audit.relay.settled.store(before as u64, Relaxed);
+        self.make_room(area)?;
+        Ok(false)
+    }
+
+    fn taken(&self, spool: &Spool) -> Taken {
+        self.taken.get(&spool.id).copied().unwrap_or_default()
+    }
+
+    /// Asks the table about spools that are not known yet.
+    fn load(&mut self, spools: &[Spool]) -> Result<()> {
+        for spool in spools {
+            if let Entry::Vacant(entry) = self.taken.entry(spool.id) {
+                entry.insert(transaction::run(|| table::taken(spool.id))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// In recovery: removes what the replayed table has.
+    fn tidy(&mut self, area: &Area, base: &Path) -> Result<()> {
+        let spools = log::spools(base).map_err(|e| unreadable(&e))?;
+        notice_loss(area, base);
+        self.load(&spools)?;
+        for spool in spools {
+            let taken = self.taken(&spool);
+            self.remove(area, &spool, taken)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a spool's finished segments that have been taken, and the spool itself if it is a former one and empty.
+    fn remove(&self, area: &Area, spool: &Spool, taken: Taken) -> Result<()> {
+        let shared = &area.audit.spool;
+        let (segment, offset) = split(taken.position);
+        // A spool that is just being opened looks like a former one that is empty: not while anybody is at that.
+        let opening = shared.roll();
+        let open = is_open(area, spool);
+        if !open && opening.is_none() {
+            return Ok(());
+        }
+        let mut left = spool.segments.len();
+        for Segment { number, bytes } in &spool.segments {
+            let done =
+                *number < segment || (*number == segment && offset >= *bytes) || (*bytes == 0 && !open);
+            if done && (!open || shared.finished(*number)) {
+                log::remove_segment(spool, *number).map_err(|e| unreadable(&e))?;
+                // Never below zero: a spool that somebody put there while the server ran was never counted.
+                let less = |size: u64| Some(size.saturating_sub(*bytes));
+                let _ = shared.size.fetch_update(Relaxed, Relaxed, less);
+                left -= 1;
+            }
+        }
+        if left == 0 && !open {
+            // What else may lie in it is not ours to remove; it then stays, and costs a look a turn.
+            let _ = log::remove_spool(spool);
+        }
+        Ok(())
+    }
+
+    /// Everything has been taken: a segment that takes up much of a small limit can go.
+    fn make_room(&self, area: &Area) -> Result<()> {
+        let shared = &area.audit.spool;
+        if shared.size.load(Relaxed) > config::spool_limit() / 2 {
+            with_place(|place| log::close_segment(shared, place))
+                .map_err(|e| VaultError::internal(format!("cannot close a segment: {e:?}")))?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, area: &Area, spools: &[Spool]) {
+        let mut backlog = 0;
+        for spool in spools {
+            let taken = self.taken(spool);
+            if is_open(area, spool) {
+                area.audit.relay.relayed.store(taken.records as u64, Relaxed);
+                continue;
+            }
+            let (segment, offset) = split(taken.position);
+            let left = spool.segments.iter().map(|s| match s.number.cmp(&segment) {
+                std::cmp::Ordering::Less => 0,
+                std::cmp::Ordering::Equal => s.bytes.saturating_sub(offset),
+                std::cmp::Ordering::Greater => s.bytes,
+            });
+            backlog += left.sum::<u64>().div_ceil(USUAL_BYTES);
+        }
+        area.audit.relay.backlog.store(backlog, Relaxed);
+    }
+
+    fn measure(&mut self, area: &Area, now: u64) {
+        let size = area.audit.spool.size.load(Relaxed);
+        let Some((then, before)) = self.size.replace((now, size)) else { return };
+        let seconds = now.saturating_sub(then) as f64 / 1000.0;
+        if seconds <= 0.0 {
+            self.size = Some((then, before));
+            return;
+        }
+        let rate = (size as f64 - before as f64) / seconds;
+        let cell = &area.audit.relay.growth;
+        let weight = (seconds / GROWTH.as_secs_f64()).min(1.0);
+        let average = f64::from_bits(cell.load(Relaxed));
+        cell.store((average + (rate - average) * weight).to_bits(), Relaxed);
+    }
+}
+
+fn unreadable(error: &std::io::Error) -> VaultError {
+    VaultError::new(crate::error::Kind::AuditUnavailable, format!("the audit spool cannot be read: {error}"))
+        .hint("Look at the directory of hyperion_vault.audit_spool_dir; the relay goes on by itself.")
+}
+
+fn is_open(area: &Area, spool: &Spool) -> bool {
+    let shared = &area.audit.spool;
+    shared.segment() != 0 && shared.id() == spool.id
+}
+
+/// The open spool's current segment is gone from the disk: what is appended would be, too.
+fn notice_loss(area: &Area, base: &Path) {
+    let shared = &area.audit.spool;
+    let segment = shared.segment();
+    if segment != 0 && !log::segment_exists(base, shared.id(), segment) && shared.segment() == segment {
+        pgrx::warning!("hyperion_vault: a segment of the open audit spool is gone; its records may be lost");
+        shared.close();
+    }
+}
+
+/// What lies behind a position. None: nothing as yet.
+fn next_part(area: &Area, spool: &Spool, position: i64) -> Result<Option<Part>> {
+    let shared = &area.audit.spool;
+    let (first, mut offset) = split(position);
+    let mut segment = first;
+    for Segment { number, .. } in spool.segments.iter().filter(|s| s.number >= first) {
+        if *number != segment {
+            (segment, offset) = (*number, 0);
+        }
+        let finished = !is_open(area, spool) || shared.finished(segment);
+        let bytes = spool.read(segment, offset, BATCH_BYTES).map_err(|e| unreadable(&e))?.unwrap_or_default();
+        let last = finished && bytes.len() < BATCH_BYTES;
+        let frames = Frames { key: spool.key(), segment, bytes: &bytes };
+        if !bytes.is_empty() && (last || frames.next(0) != Next::End || bytes.len() == BATCH_BYTES) {
+            return Ok(Some(Part { bytes, segment, offset, last }));
+        }
+        if !finished {
+            return Ok(None);
+        }
+    }
+    Ok(None)
+}
+
+/// Inserts what a part holds, in the running transaction.
+fn take_part(area: &Area, spool: &Spool, from: Taken, part: &Part) -> Result<Taken> {
+    xact::commit_durably();
+    let writer = table::Writer::begin(spool.id)?;
+    let now = writer.taken()?;
+    if now.position != from.position {
+        // Another relay was here.
+        return Ok(now);
+    }
+    let frames = Frames { key: spool.key(), segment: part.segment, bytes: &part.bytes };
+    let (mut at, mut records, mut torn) = (0, 0, 0);
+    let end = loop {
+        match frames.next(at) {
+            Next::Frame(payload) => {
+                let position = log::position(part.segment, part.offset + at as u64);
+                at = payload.end;
+                let Some(record) = Record::decode(&part.bytes[payload]) else {
+                    torn += 1;
+                    continue;
+                };
+                writer.insert(spool, position, &record, judged(spool, &record))?;
+                records += 1;
+            }
+            Next::Torn(range) => {
+                at = range.end;
+                torn += 1;
+            }
+            Next::End if part.last => {
+                torn += i64::from(at < part.bytes.len());
+                break part.bytes.len();
+            }
+            // In the middle of a frame, or of nothing: all of a batch that is no frame is skipped, but for what may be
+            // the beginning of one.
+            Next::End if at == 0 => {
+                torn += 1;
+                break part.bytes.len() - log::LONGEST_FRAME.min(part.bytes.len() - 1);
+            }
+            Next::End => break at,
+        }
+    };
+    if torn > 0 {
+        area.audit.relay.torn.fetch_add(torn as u64, Relaxed);
+        pgrx::warning!(
+            "hyperion_vault: skipped {torn} torn records in segment {} of audit spool {}",
+            part.segment,
+            spool.id
+        );
+    }
+    let taken = Taken {
+        position: log::position(part.segment, part.offset + end as u64),
+        records: from.records + records,
+    };
+    writer.advance(taken)?;
+    Ok(taken)
+}
+
+/// The outcome of a record as it is known now.
+fn judged(spool: &Spool, record: &Record<'_>) -> Outcome {
+    if record.outcome != Outcome::Pending {
+        return record.outcome;
+    }
+    judge(spool.system_id, record.timeline, record.xid)
+}
+
+fn judge(system_id: u64, timeline: u32, xid: u64) -> Outcome {
+    if system_id != xact::system_id() || timeline != xact::timeline() {
+        return Outcome::Unknown;
+    }
+    match xact::fate(xid) {
+        Fate::Committed => Outcome::Ok,
+        Fate::RolledBack => Outcome::RolledBack,
+        Fate::Running => Outcome::Pending,
+        Fate::Unknown => Outcome::Unknown,
+    }
+}
+
+/// Asks again about transactions that were running, and writes counts of refusals whose time is over.
+fn review(area: &Area) -> Result<()> {
+    transaction::run(|| {
+        for (actor, count) in area.audit.denials.take_counted(monotonic_ms() / 1000) {
+            write_counted(actor, count);
+        }
+        let resolved: Vec<(i64, Outcome)> = table::pending(REVIEWED)?
+            .into_iter()
+            .map(|row| (row.id, judge(row.system_id, row.timeline, row.xid)))
+            .filter(|(_, outcome)| *outcome != Outcome::Pending)
+            .collect();
+        table::resolve(&resolved)
+    })
+}

@@ -1,0 +1,43 @@
+//! What `vault.status()` says of the audit log.
+//!
+//! Client backends, main thread, primary or standby.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde_json::{Value, json};
+
+use super::spool::last_failure;
+use crate::area::Area;
+use crate::config;
+
+/// Records and seconds that the table lags behind, the spools' size, when they will be full, what failed last.
+pub fn status(area: &Area) -> Value {
+    let count = |counter: &AtomicU64| counter.load(Relaxed);
+    let (spool, relay) = (&area.audit.spool, &area.audit.relay);
+    let lag = count(&spool.appended).saturating_sub(count(&relay.relayed)) + count(&relay.backlog);
+    let settled = count(&relay.settled);
+    let lag_seconds = match (lag, settled) {
+        (0, _) => Some(0.0),
+        (_, 0) => None,
+        (_, settled) => Some((crate::pg::clock() - settled as i64).max(0) as f64 / 1e6),
+    };
+    let (size, limit) = (count(&spool.size), config::spool_limit());
+    let growth = f64::from_bits(count(&relay.growth));
+    let failed_at = count(&spool.failed_at);
+    json!({
+        "open": spool.segment() != 0,
+        "sync": config::audit_sync(),
+        "appended": count(&spool.appended),
+        "lag_records": lag,
+        "lag_seconds": lag_seconds,
+        "spool_bytes": size,
+        "spool_max_bytes": limit,
+        "seconds_to_full": (growth > 0.0).then(|| (limit.saturating_sub(size) as f64 / growth) as u64),
+        "append_failures": count(&spool.failed),
+        "last_append_failure": (failed_at != 0).then(|| last_failure(area.audit)),
+        "last_append_failure_at_unix": (failed_at != 0).then_some(failed_at),
+        "unrecorded_refusals": count(&spool.unrecorded),
+        "torn": count(&relay.torn),
+    })
+}

@@ -1,0 +1,179 @@
+//! What lies below the base directory: spools, their segments, and how they are read and removed.
+//!
+//! Runs in the relay (and in whoever opens a spool, for the sizes). The trap it avoids: removing, or taking for a spool,
+//! what is not one: only names and contents that this code made are touched.
+
+use std::fs;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use siphasher::sip::SipHasher24;
+
+use super::frame::SpoolKey;
+use crate::envelope::Id;
+
+pub(super) const IDENTITY: &str = "identity";
+const MAGIC: [u8; 8] = *b"HVSPOOL1";
+const LENGTH: usize = 8 + 16 + 16 + 8 + 8;
+
+/// The file that says which spool a directory is.
+pub(super) struct Identity {
+    pub id: Id,
+    pub key: SpoolKey,
+    pub system_id: u64,
+    pub created: i64,
+}
+
+impl Identity {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(LENGTH + 8);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&self.id.0);
+        bytes.extend_from_slice(&self.key.0);
+        bytes.extend_from_slice(&self.system_id.to_le_bytes());
+        bytes.extend_from_slice(&self.created.to_le_bytes());
+        bytes.extend_from_slice(&SipHasher24::new().hash(&bytes).to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (body, sum) = bytes.split_at_checked(LENGTH)?;
+        if sum != SipHasher24::new().hash(body).to_le_bytes() {
+            return None;
+        }
+        let (magic, rest) = body.split_first_chunk::<8>()?;
+        let (id, rest) = rest.split_first_chunk::<16>()?;
+        let (key, rest) = rest.split_first_chunk::<16>()?;
+        let (system_id, created) = rest.split_first_chunk::<8>()?;
+        (*magic == MAGIC).then_some(Self {
+            id: Id(*id),
+            key: SpoolKey(*key),
+            system_id: u64::from_le_bytes(*system_id),
+            created: i64::from_le_bytes(created.try_into().ok()?),
+        })
+    }
+}
+
+pub(super) fn segment_name(segment: u64) -> String {
+    format!("{segment:08}.log")
+}
+
+fn segment_number(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(".log")?.parse().ok()?;
+    (number > 0 && number <= u64::from(u32::MAX >> 1) && segment_name(number) == name).then_some(number)
+}
+
+/// A record's position: its segment's number in the upper, its offset in the lower 32 bits.
+pub fn position(segment: u64, offset: u64) -> i64 {
+    (segment << 32 | offset) as i64
+}
+
+/// Segment and offset of a position.
+pub fn split(position: i64) -> (u64, u64) {
+    let position = position as u64;
+    (position >> 32, position & u64::from(u32::MAX))
+}
+
+/// A spool that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    pub id: Id,
+    pub system_id: u64,
+    pub created: i64,
+    pub segments: Vec<Segment>,
+    key: [u8; 16],
+    directory: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub number: u64,
+    pub bytes: u64,
+}
+
+impl Spool {
+    pub fn key(&self) -> SpoolKey {
+        SpoolKey(self.key)
+    }
+
+    /// Up to `most` bytes of a segment from `offset` on. None: there is no such segment.
+    pub fn read(&self, segment: u64, offset: u64, most: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut file = match fs::File::open(self.directory.join(segment_name(segment))) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        file.seek(SeekFrom::Start(offset))?;
+        let mut bytes = Vec::new();
+        file.take(most as u64).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+}
+
+/// All spools below a base directory, oldest first. A directory without a whole identity is no spool: nothing was ever
+/// appended to it.
+pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(base) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let named = entry.file_name().to_str().and_then(Id::parse);
+        if named.is_none() || !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let directory = entry.path();
+        let identity = fs::read(directory.join(IDENTITY)).ok().and_then(|bytes| Identity::decode(&bytes));
+        let Some(identity) = identity.filter(|identity| Some(identity.id) == named) else { continue };
+        let segments = segments(&directory)?;
+        found.push(Spool {
+            id: identity.id,
+            system_id: identity.system_id,
+            created: identity.created,
+            segments,
+            key: identity.key.0,
+            directory,
+        });
+    }
+    found.sort_by_key(|spool| (spool.created, spool.id));
+    Ok(found)
+}
+
+fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(segment_number) else { continue };
+        found.push(Segment { number, bytes: entry.metadata()?.len() });
+    }
+    found.sort_by_key(|segment| segment.number);
+    Ok(found)
+}
+
+/// Bytes in all spools' segments below a base directory.
+pub fn size_below(base: &Path) -> u64 {
+    spools(base).map_or(0, |spools| {
+        spools.iter().flat_map(|spool| &spool.segments).map(|segment| segment.bytes).sum()
+    })
+}
+
+pub fn segment_exists(base: &Path, spool: Id, segment: u64) -> bool {
+    base.join(spool.to_string()).join(segment_name(segment)).exists()
+}
+
+/// Removes a segment. What was there before counts for the caller.
+pub fn remove_segment(spool: &Spool, segment: u64) -> io::Result<()> {
+    fs::remove_file(spool.directory.join(segment_name(segment)))
+}
+
+/// Removes a spool that is not the open one and has no segments left.
+pub fn remove_spool(spool: &Spool) -> io::Result<()> {
+    match fs::remove_file(spool.directory.join(IDENTITY)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // Fails if anything else is in it, which then stays.
+        _ => fs::remove_dir(&spool.directory),
+    }
+}

@@ -1,0 +1,531 @@
+//! The spool on a real file system: threads that append, one that reads and removes, files that somebody has damaged.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MB: u64 = 1 << 20;
+
+/// A base directory that goes with the test.
+struct Base {
+    root: PathBuf,
+    base: PathBuf,
+}
+
+impl Base {
+    fn new() -> Self {
+        let root = std::env::temp_dir().join(format!("hv-spool-{}", crate::envelope::Id::random().unwrap()));
+        fs::create_dir(&root).unwrap();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).unwrap();
+        Self { base: root.join("spool"), root }
+    }
+
+    fn place(&self, limit: u64) -> Place<'_> {
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&self.root).unwrap());
+        Place { base: &self.base, owner, limit, system_id: 7, now_ms: 1_000_000, clock: 5 }
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions(&self.base, fs::Permissions::from_mode(0o700));
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// Of a server that has the directory to itself.
+fn shared() -> Box<Shared> {
+    let shared = Box::<Shared>::default();
+    shared.held.store(1, SeqCst);
+    shared
+}
+
+fn record(subject: &str) -> Record<'_> {
+    Record {
+        at: 17,
+        timeline: 1,
+        xid: 0,
+        occurrences: 1,
+        outcome: Outcome::Ok,
+        sqlstate: None,
+        version: Some(3),
+        client: Client::Local,
+        node: "node",
+        session_role: "app",
+        role: "app",
+        token: None,
+        action: "read",
+        function: "read_secret",
+        subject: Some(subject),
+        detail: None,
+    }
+}
+
+fn frame(subject: &str) -> Vec<u8> {
+    let mut frame = Vec::new();
+    push(&mut frame, |out| record(subject).encode(out));
+    frame
+}
+
+fn append(appender: &mut Appender, shared: &Shared, place: &Place<'_>, subject: &str) {
+    appender.append(shared, place, &mut frame(subject), 1, Class::Needed).unwrap();
+}
+
+/// Subjects of a segment's whole records, and how many stretches of it are none.
+fn subjects(spool: &Spool, segment: u64) -> (Vec<String>, usize) {
+    let bytes = spool.read(segment, 0, usize::MAX).unwrap().unwrap();
+    let frames = Frames { key: spool.key(), segment, bytes: &bytes };
+    let (mut at, mut found, mut torn) = (0, Vec::new(), 0);
+    loop {
+        match frames.next(at) {
+            Next::Frame(payload) => {
+                at = payload.end;
+                found.push(Record::decode(&bytes[payload]).unwrap().subject.unwrap().to_owned());
+            }
+            Next::Torn(range) => {
+                at = range.end;
+                torn += 1;
+            }
+            Next::End => return (found, torn + usize::from(at < bytes.len())),
+        }
+    }
+}
+
+fn only_spool(base: &Path) -> Spool {
+    let mut spools = spools(base).unwrap();
+    assert_eq!(spools.len(), 1);
+    spools.remove(0)
+}
+
+fn segment_path(base: &Base, segment: u64) -> PathBuf {
+    let spool = only_spool(&base.base);
+    base.base.join(spool.id.to_string()).join(format!("{segment:08}.log"))
+}
+
+#[test]
+fn what_is_appended_is_read_in_order_and_files_are_private() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let mut appender = Appender::default();
+    for i in 0..100 {
+        append(&mut appender, &shared, &place, &format!("a/{i}"));
+    }
+    let spool = only_spool(&base.base);
+    assert_eq!(spool.id, shared.id());
+    assert_eq!((spool.system_id, spool.created), (7, 5));
+    let (found, torn) = subjects(&spool, 1);
+    assert_eq!((found.len(), torn), (100, 0));
+    assert!(found.iter().enumerate().all(|(i, subject)| *subject == format!("a/{i}")));
+    assert_eq!(shared.size.load(SeqCst), spool.segments[0].bytes);
+    let directory = base.base.join(spool.id.to_string());
+    for (path, mode) in [
+        (base.base.clone(), 0o700),
+        (directory.clone(), 0o700),
+        (directory.join("identity"), 0o600),
+        (directory.join("00000001.log"), 0o600),
+    ] {
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+    }
+}
+
+#[test]
+fn many_writers_and_a_reader_lose_and_double_nothing() {
+    const WRITERS: usize = 6;
+    const EACH: usize = 4000;
+    let base = Arc::new(Base::new());
+    let shared: Arc<Shared> = Arc::from(shared());
+    let done = Arc::new(AtomicBool::new(false));
+    // Segments of 128 kB: some twenty of them.
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (base, shared) = (Arc::clone(&base), Arc::clone(&shared));
+            std::thread::spawn(move || {
+                let mut appender = Appender::default();
+                for i in 0..EACH {
+                    loop {
+                        let place = base.place(MB);
+                        match appender.append(
+                            &shared,
+                            &place,
+                            &mut frame(&format!("{writer}/{i}")),
+                            1,
+                            Class::Needed,
+                        ) {
+                            Ok(_) => break,
+                            // The reader is behind, or another is opening.
+                            Err(AppendError::Full { .. } | AppendError::Closed) => std::thread::yield_now(),
+                            Err(error) => panic!("{error:?}"),
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    let reader = {
+        let (base, shared, done) = (Arc::clone(&base), Arc::clone(&shared), Arc::clone(&done));
+        std::thread::spawn(move || {
+            let (mut seen, mut removed) = (BTreeMap::<String, usize>::new(), 0);
+            let (mut segment, mut offset) = (1, 0);
+            loop {
+                let over = done.load(SeqCst);
+                let finished = shared.finished(segment);
+                let Some(spool) = spools(&base.base).unwrap().pop() else { continue };
+                let bytes = spool.read(segment, offset, usize::MAX).unwrap().unwrap_or_default();
+                let frames = Frames { key: spool.key(), segment, bytes: &bytes };
+                let mut at = 0;
+                while let Next::Frame(payload) = frames.next(at) {
+                    at = payload.end;
+                    let subject = Record::decode(&bytes[payload]).unwrap().subject.unwrap().to_owned();
+                    *seen.entry(subject).or_default() += 1;
+                }
+                offset += at as u64;
+                if finished {
+                    assert_eq!(at, bytes.len(), "segment {segment} is torn");
+                    remove_segment(&spool, segment).unwrap();
+                    shared.size.fetch_sub(offset, SeqCst);
+                    (segment, offset, removed) = (segment + 1, 0, removed + 1);
+                } else if over && at == 0 {
+                    return (seen, removed);
+                }
+            }
+        })
+    };
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    done.store(true, SeqCst);
+    let (seen, removed) = reader.join().unwrap();
+    assert_eq!(seen.len(), WRITERS * EACH);
+    assert!(seen.values().all(|count| *count == 1));
+    assert!(removed > 5, "only {removed} segments");
+    assert_eq!(shared.appended.load(SeqCst), (WRITERS * EACH) as u64);
+}
+
+#[test]
+fn a_torn_record_costs_itself_only_and_no_name_looks_like_a_record() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let mut appender = Appender::default();
+    append(&mut appender, &shared, &place, "before");
+    // A write that was cut short by a full disk, in whose payload a caller has put what looks like a frame: under another
+    // key, since he does not know this one.
+    let mut forged = frame("forged");
+    SpoolKey([9; 16]).seal_all(1, &mut forged);
+    let name: String = forged.iter().map(|byte| char::from(*byte)).collect();
+    let mut torn = frame(&name);
+    torn.extend_from_slice(&forged);
+    let mut file = OpenOptions::new().append(true).open(segment_path(&base, 1)).unwrap();
+    file.write_all(&torn[..torn.len() - 1]).unwrap();
+    append(&mut appender, &shared, &place, "after");
+    file.write_all(&frame("x")[..20]).unwrap();
+    let (found, torn) = subjects(&only_spool(&base.base), 1);
+    assert_eq!((found, torn), (vec!["before".to_owned(), "after".to_owned()], 2));
+}
+
+#[test]
+fn a_segment_cannot_take_anothers_place() {
+    let (base, shared) = (Base::new(), shared());
+    let mut appender = Appender::default();
+    append(&mut appender, &shared, &base.place(64 * MB), "one");
+    let path = segment_path(&base, 1);
+    fs::copy(&path, path.with_file_name("00000002.log")).unwrap();
+    let spool = only_spool(&base.base);
+    assert_eq!(subjects(&spool, 1).0.len(), 1);
+    assert_eq!(subjects(&spool, 2), (vec![], 1));
+}
+
+#[test]
+fn at_the_limit_reads_are_refused_and_go_on_when_there_is_room() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(MB);
+    let mut appender = Appender::default();
+    let mut refused_first = 0;
+    let mut count = 0;
+    loop {
+        if refused_first == 0 && appender.append(&shared, &place, &mut frame("r"), 1, Class::Refusal).is_err()
+        {
+            refused_first = count;
+        }
+        match appender.append(&shared, &place, &mut frame("n"), 1, Class::Needed) {
+            Ok(_) => count += 1,
+            Err(AppendError::Full { limit }) => {
+                assert_eq!(limit, MB);
+                break;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(refused_first > 0, "refusals left no reserve");
+    assert!(count - refused_first > 500, "{count} {refused_first}");
+    let spool = only_spool(&base.base);
+    assert!(spool.segments.len() >= 8, "{:?}", spool.segments);
+    assert!(size_below(&base.base) <= MB);
+    remove_segment(&spool, 1).unwrap();
+    shared.size.fetch_sub(spool.segments[0].bytes, SeqCst);
+    append(&mut appender, &shared, &place, "again");
+}
+
+#[test]
+fn each_life_opens_a_spool_of_its_own_and_leaves_the_former_alone() {
+    let base = Base::new();
+    let place = base.place(64 * MB);
+    let first = shared();
+    {
+        let lock = hold_base(&place).unwrap();
+        append(&mut Appender::default(), &first, &place, "first");
+        // While one lives, no other server may use the directory.
+        assert!(matches!(hold_base(&place), Err(AppendError::Unfit(Why::InUse))));
+        let other = Box::<Shared>::default();
+        let refused = Appender::default().append(&other, &place, &mut frame("x"), 1, Class::Needed);
+        assert!(matches!(refused, Err(AppendError::Closed)));
+        drop(lock);
+    }
+    hold_base(&place).unwrap();
+    let before = only_spool(&base.base);
+    let second = shared();
+    let mut appender = Appender::default();
+    append(&mut appender, &second, &place, "second");
+    let all = spools(&base.base).unwrap();
+    assert_eq!(all.len(), 2);
+    assert_ne!(first.id(), second.id());
+    let again = all.iter().find(|spool| spool.id == before.id).unwrap();
+    assert_eq!(*again, before);
+    assert_eq!(second.size.load(SeqCst), size_below(&base.base));
+    remove_segment(again, 1).unwrap();
+    remove_spool(again).unwrap();
+    assert_eq!(only_spool(&base.base).id, second.id());
+}
+
+#[test]
+fn a_directory_that_is_not_the_servers_own_is_refused_until_it_is() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let mut appender = Appender::default();
+    let mut refused =
+        |place: &Place<'_>| match appender.append(&shared, place, &mut frame("x"), 1, Class::Needed) {
+            Err(AppendError::Unfit(why)) => why.as_str(),
+            Err(error) => panic!("{error:?}"),
+            Ok(_) => panic!("not refused"),
+        };
+    let mut now = place.now_ms;
+    let mut later = || {
+        now += 10_000;
+        Place { now_ms: now, ..base.place(64 * MB) }
+    };
+    fs::create_dir(&base.base).unwrap();
+    fs::set_permissions(&base.base, fs::Permissions::from_mode(0o722)).unwrap();
+    assert!(refused(&later()).contains("write to it"));
+    fs::set_permissions(&base.base, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(refused(&Place { owner: place.owner + 1, ..later() }).contains("another user"));
+    fs::remove_dir(&base.base).unwrap();
+    std::os::unix::fs::symlink(&base.root, &base.base).unwrap();
+    assert!(refused(&later()).contains("not a directory"));
+    fs::remove_file(&base.base).unwrap();
+    // Within the pause nothing is tried; after it, it works.
+    let soon = Place { now_ms: later().now_ms, ..base.place(64 * MB) };
+    appender.append(&shared, &soon, &mut frame("x"), 1, Class::Needed).unwrap();
+}
+
+#[test]
+fn a_spool_that_is_removed_under_the_server_is_replaced() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let mut appender = Appender::default();
+    append(&mut appender, &shared, &place, "lost");
+    let spool = only_spool(&base.base);
+    assert!(segment_exists(&base.base, spool.id, 1));
+    fs::remove_dir_all(base.base.join(spool.id.to_string())).unwrap();
+    assert!(!segment_exists(&base.base, spool.id, 1));
+    // The relay notices; a process that has no descriptor yet does so by itself.
+    let place = Place { now_ms: place.now_ms + 10_000, ..place };
+    drop(appender);
+    append(&mut Appender::default(), &shared, &place, "kept");
+    assert_eq!(subjects(&only_spool(&base.base), 1).0, ["kept"]);
+}
+
+#[test]
+fn a_sync_serves_everything_before_it() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let (mut a, mut b) = (Appender::default(), Appender::default());
+    let first = a.append(&shared, &place, &mut frame("1"), 1, Class::Needed).unwrap();
+    let second = b.append(&shared, &place, &mut frame("2"), 1, Class::Needed).unwrap();
+    {
+        let _held = shared.sync().unwrap();
+        assert!(!a.sync(&shared, &first).unwrap(), "another is at it");
+    }
+    assert!(b.sync(&shared, &second).unwrap());
+    let done = shared.synced(1);
+    let _held = shared.sync().unwrap();
+    assert!(a.sync(&shared, &first).unwrap(), "the second's sync covers the first");
+    assert_eq!(shared.synced(1), done);
+}
+
+#[test]
+fn what_is_no_spool_is_left_alone() {
+    let base = Base::new();
+    assert_eq!(spools(&base.base).unwrap(), []);
+    fs::create_dir(&base.base).unwrap();
+    let id = crate::envelope::Id([1; 16]).to_string();
+    for name in ["x", id.as_str()] {
+        fs::create_dir(base.base.join(name)).unwrap();
+        fs::write(base.base.join(name).join("00000001.log"), b"data").unwrap();
+    }
+    // An identity that was not written to its end, and one of another spool.
+    fs::write(base.base.join(&id).join("identity"), b"HVSPOOL1").unwrap();
+    assert_eq!(spools(&base.base).unwrap(), []);
+    append(&mut Appender::default(), &shared(), &base.place(64 * MB), "s");
+    let real = only_spool(&base.base);
+    fs::copy(base.base.join(real.id.to_string()).join("identity"), base.base.join(&id).join("identity"))
+        .unwrap();
+    assert_eq!(spools(&base.base).unwrap().len(), 1);
+    fs::write(base.base.join(real.id.to_string()).join("notes"), b"mine").unwrap();
+    remove_segment(&real, 1).unwrap();
+    assert!(remove_spool(&real).is_err(), "something else lies in it");
+}
+
+#[test]
+fn positions_order_as_the_spool_does() {
+    let all: Vec<i64> =
+        [(1, 0), (1, 7), (1, u64::from(u32::MAX)), (2, 0), (300, 5)].map(|(s, o)| position(s, o)).to_vec();
+    assert!(all.is_sorted() && all.iter().collect::<HashSet<_>>().len() == all.len());
+    assert_eq!(split(position(300, 5)), (300, 5));
+}
+
+fn actor(role: u32, address: Option<&str>) -> Actor {
+    Actor { role, address: address.map(|text| text.parse::<IpAddr>().unwrap()) }
+}
+
+#[test]
+fn a_flood_of_refusals_becomes_a_number() {
+    let denials: Box<Denials> = Box::default();
+    let (flood, other) = (actor(10, Some("192.0.2.1")), actor(11, None));
+    let mut written = 0;
+    for _ in 0..1000 {
+        let seen = denials.seen(flood, 100);
+        assert_eq!(seen.counted, None);
+        written += u64::from(seen.write);
+    }
+    assert_eq!(written, 20);
+    // Nobody else is affected.
+    assert!(denials.seen(other, 100).write);
+    assert!(denials.seen(actor(10, Some("192.0.2.2")), 100).write);
+    assert_eq!(denials.take_counted(100), [], "the window is not over");
+    let later = 100 + WINDOW_SECS;
+    assert_eq!(denials.take_counted(later), [(flood, 980)]);
+    assert_eq!(denials.take_counted(later), [], "told once");
+    assert!(denials.give_back(flood, 980));
+    assert_eq!(denials.take_counted(later), [(flood, 980)], "and again if it could not be written");
+    assert!(!denials.give_back(actor(99, None), 1));
+    // A new window, told by the next refusal.
+    for _ in 0..25 {
+        denials.seen(flood, later);
+    }
+    let seen = denials.seen(flood, later + WINDOW_SECS);
+    assert_eq!(seen, Seen { write: true, counted: Some((flood, 5)) });
+}
+
+#[test]
+fn more_actors_than_places_lose_no_count() {
+    let denials: Box<Denials> = Box::default();
+    let (mut written, mut counted) = (0, 0);
+    let mut told = |seen: Seen| {
+        written += u64::from(seen.write);
+        counted += seen.counted.map_or(0, |(_, count)| count);
+    };
+    for _ in 0..30 {
+        for role in 1..=1000 {
+            told(denials.seen(actor(role, Some("2001:db8::1")), 5));
+        }
+    }
+    for (_, count) in denials.take_counted(5 + WINDOW_SECS) {
+        counted += count;
+    }
+    assert_eq!(written + counted, 30_000);
+}
+
+fn any_text() -> impl Strategy<Value = String> {
+    proptest::string::string_regex("[^\\x00]{0,60}").unwrap()
+}
+
+fn any_client() -> impl Strategy<Value = (u8, u128, String)> {
+    (0..5u8, any::<u128>(), any_text())
+}
+
+proptest! {
+    #[test]
+    fn records_come_back_as_they_were(
+        (at, timeline, xid, occurrences, outcome, version) in
+            (any::<i64>(), any::<u32>(), any::<u64>(), any::<u32>(), 0..6usize, proptest::option::of(1..i32::MAX)),
+        (kind, bits, worker) in any_client(),
+        texts in proptest::collection::vec(any_text(), 8),
+        absent in any::<[bool; 4]>(),
+    ) {
+        let outcomes = [Outcome::Ok, Outcome::Denied, Outcome::Error, Outcome::Pending, Outcome::RolledBack, Outcome::Unknown];
+        let client = match kind {
+            0 => Client::None,
+            1 => Client::Local,
+            2 => Client::Ip(IpAddr::V4((bits as u32).into())),
+            3 => Client::Ip(IpAddr::V6(bits.into())),
+            _ => Client::Internal(&worker),
+        };
+        let optional = |index: usize, absent: bool| (!absent).then_some(texts[index].as_str());
+        let record = Record {
+            at, timeline, xid, occurrences,
+            outcome: outcomes[outcome],
+            sqlstate: (!absent[0]).then_some(*b"42501"),
+            version, client,
+            node: &texts[0], session_role: &texts[1], role: &texts[2],
+            token: optional(3, absent[1]),
+            action: &texts[4], function: &texts[5],
+            subject: optional(6, absent[2]),
+            detail: optional(7, absent[3]),
+        };
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        let back = Record::decode(&bytes);
+        prop_assert_eq!(back.as_ref(), Some(&record));
+        for end in 0..bytes.len() {
+            prop_assert_eq!(Record::decode(&bytes[..end]), None);
+        }
+        bytes.push(0);
+        prop_assert_eq!(Record::decode(&bytes), None);
+    }
+
+    #[test]
+    fn no_bytes_make_the_readers_fail(bytes in proptest::collection::vec(any::<u8>(), 0..400), at in 0..450usize) {
+        let _ = Record::decode(&bytes);
+        let frames = Frames { key: SpoolKey([1; 16]), segment: 1, bytes: &bytes };
+        prop_assert_eq!(frames.next(at), Next::End);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_frame_is_noticed(bit in 0..1000usize) {
+        let mut bytes = frame("db/password");
+        SpoolKey([3; 16]).seal_all(1, &mut bytes);
+        let whole = Frames { key: SpoolKey([3; 16]), segment: 1, bytes: &bytes };
+        prop_assert!(matches!(whole.next(0), Next::Frame(_)));
+        let bit = bit % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let changed = Frames { key: SpoolKey([3; 16]), segment: 1, bytes: &bytes };
+        prop_assert_eq!(changed.next(0), Next::End);
+    }
+}
+
+#[test]
+fn texts_that_are_too_long_are_cut_between_characters() {
+    let long = "é".repeat(2000);
+    let mut bytes = Vec::new();
+    Record { subject: Some(&long), ..record("") }.encode(&mut bytes);
+    let back = Record::decode(&bytes).unwrap().subject.unwrap();
+    assert!(back.len() <= 1024 && long.starts_with(back) && !back.is_empty());
+}

@@ -1,0 +1,41 @@
+//! The audit log as its reader sees it. Runs in the test process.
+
+mod canary;
+mod chaos;
+mod every_function;
+mod full;
+mod log_rights;
+mod outcomes;
+mod relay;
+mod spools;
+
+use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, random_text, wait_for};
+use serde_json::Value;
+
+/// Waits until everything recorded up to now is in the table: leaves a record of its own and waits for that.
+#[track_caller]
+pub fn settle(cluster: &Cluster) {
+    let mut root = cluster.superuser();
+    let mark = format!("mark/{}", random_text(12));
+    // One that works: of one that does not, the record may be left out.
+    wait_for("a record to be accepted", PATIENCE, || {
+        root.try_ask(&format!("SELECT count(*) FROM vault.list_secrets('{mark}')")).is_ok()
+    });
+    let sql = format!("SELECT count(*) FROM vault.audit_log WHERE subject = '{mark}'");
+    wait_for("the relay to take the last record", PATIENCE, || root.ask(&sql) == "1");
+}
+
+/// Rows of the log, without marks, in the order of their ids.
+#[track_caller]
+pub fn log(cluster: &Cluster, columns: &str, condition: &str) -> String {
+    settle(cluster);
+    cluster.superuser().ask(&format!(
+        "SELECT {columns} FROM vault.audit_log
+          WHERE coalesce(subject, '') NOT LIKE 'mark/%' AND function <> 'status' AND {condition} ORDER BY id"
+    ))
+}
+
+/// What `vault.status()` says of the audit log.
+pub fn status(root: &mut Client) -> Value {
+    crate::watch::status(root)["audit"].take()
+}

@@ -1,0 +1,87 @@
+//! No value, candidate, password or anything else that was given as one is in any record.
+
+use super::settle;
+use hyperion_vault_tests::scan::Needles;
+use hyperion_vault_tests::{Ask, Cluster, SIGSTOP, random_text};
+
+#[test]
+fn no_record_holds_what_was_given_as_a_value() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask("SELECT vault.create_secret('a', 'x', generator => '{}'); SELECT vault.create_secret('u', username => 'n', password => 'p'); SELECT vault.create_secret_bytes('b', 'x')");
+    settle(&cluster);
+    // The spool keeps what it gets, so that it can be searched too.
+    cluster.kill(cluster.pid_of("hyperion_vault relay"), SIGSTOP);
+    let mut canaries = Vec::new();
+    let mut canary = || {
+        let text = format!("canary{}", random_text(24));
+        canaries.push(text.clone());
+        text
+    };
+    let name = format!("name/{}", random_text(24));
+    // In the right places and in wrong ones, in calls that work and in calls that fail.
+    let calls = [
+        "create_secret('c1-a-secret', '$')",
+        "create_secret('a', '$')",
+        "create_secret('c/', '$')",
+        "create_secret('$//', 'x')",
+        "create_secret('c2', username => 'u', password => '$')",
+        "create_secret('c3', '$', password => '$')",
+        "create_secret('c4', '$', generator => '{\"length\":1}')",
+        "create_secret('c5', 'x', generator => '{\"$\":1}')",
+        "create_secret('c6', '$', expires_in => '-1 s')",
+        "create_secret('c7', repeat('$', 100000))",
+        "create_secret_bytes('c8', '$')",
+        "create_secret_bytes('b', '$')",
+        "create_secret_bytes('/', '$')",
+        "put_secret('a', '$')",
+        "put_secret('u', '$')",
+        "put_secret('a', '$', expected_version => 77)",
+        "put_secret('$ //', 'x')",
+        "put_secret_bytes('b', '$')",
+        "put_secret_bytes('a', '$')",
+        "put_secret_bytes('u', '$')",
+        "update_secret('a', '$')",
+        "update_secret('u', password => '$')",
+        "update_secret('a', password => '$')",
+        "update_secret('none', '$')",
+        "update_secret('a', reset => '{$}')",
+        "update_secret('a', '$', expected_version => 1)",
+        "rename_secret('a', '$//')",
+        "rename_secret('$//', 'x')",
+        "rotate_secret('$//')",
+        "roll_back_secret('$//', 1)",
+        "verify('a', '$')",
+        "verify('none', '$')",
+        "verify('$//', 'x')",
+        "verify_bytes('b', '$')",
+        "verify_bytes('a', '$')",
+        "read_secret('$//')",
+        "read_secret_bytes('$//')",
+        "get_secret('$//')",
+        "read_secrets('{a,$//}')",
+        "read_secrets(ARRAY['$//', NULL])",
+        "list_versions('$//')",
+        "delete_secret('$//')",
+        "restore_secret('$//')",
+        "import_sealed('{\"$\": \"$\"}')",
+        "import_sealed('\"$\"')",
+    ];
+    let mut failed = 0;
+    for call in calls {
+        for role in ["postgres", "app", "ops"] {
+            let sql = format!("SET ROLE {role}; SELECT * FROM vault.{}", call.replace('$', &canary()));
+            failed += usize::from(root.try_ask(&sql).is_err());
+        }
+    }
+    assert!(failed > calls.len() && failed < 3 * calls.len(), "{failed} failed: both kinds are wanted");
+    let needles = Needles::new(canaries.iter().map(|text| (text.clone(), text.clone())));
+    let spool = cluster.data_dir().join("hyperion_vault_audit");
+    let hits = needles.in_path(&spool);
+    assert!(hits.is_empty(), "{hits:?}");
+    // The control: names are in it, those of the secrets, and one that looks like a value.
+    assert!(root.try_ask(&format!("RESET ROLE; SELECT vault.read_secret('{name}')")).is_err());
+    assert_eq!(Needles::new([("name", name.as_bytes())]).in_path(&spool).len(), 1);
+    assert!(!Needles::new([("c1-a-secret", "c1-a-secret")]).in_path(&spool).is_empty());
+}

@@ -1,0 +1,166 @@
+//! What a client has received is in the log, exactly once, whatever was killed meanwhile.
+//!
+//! `HYPERION_VAULT_CHAOS_READS` sets how many reads (10,000 unless set).
+
+use super::settle;
+use hyperion_vault_tests::threads::background;
+use hyperion_vault_tests::{Ask, Client, Cluster, SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, random_bytes};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const SECRETS: usize = 100;
+const CLIENTS: usize = 6;
+
+#[test]
+fn every_value_a_client_received_is_in_the_table_exactly_once() {
+    let reads: usize = std::env::var("HYPERION_VAULT_CHAOS_READS").map_or(10_000, |n| n.parse().unwrap());
+    let roles = reads.div_ceil(SECRETS);
+    let cluster = Arc::new(Cluster::builder().start());
+    let vault = cluster.vault();
+    // A read is known by who read what: each role reads each secret once.
+    vault.root().ask(&format!(
+        "DO $$ BEGIN
+           FOR i IN 0..{roles} - 1 LOOP EXECUTE format('CREATE ROLE r%s IN ROLE vault_reader', i); END LOOP;
+           FOR i IN 0..{SECRETS} - 1 LOOP PERFORM vault.create_secret('s/' || i, 'value ' || i); END LOOP;
+         END $$"
+    ));
+    let next = Arc::new(AtomicUsize::new(0));
+    let received = Arc::new(Mutex::new(HashMap::<(usize, usize), usize>::new()));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (cluster, next, received) = (Arc::clone(&cluster), Arc::clone(&next), Arc::clone(&received));
+            background(move || {
+                let mut client: Option<Client> = None;
+                loop {
+                    let read = next.fetch_add(1, SeqCst);
+                    if read >= reads {
+                        return;
+                    }
+                    // Only whole attempts count: one that never reached the server is made again.
+                    let session = loop {
+                        match client.take().map_or_else(|| cluster.try_connect("postgres", "postgres"), Ok) {
+                            Ok(session) => break session,
+                            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                        }
+                    };
+                    let (role, secret) = (read / SECRETS, read % SECRETS);
+                    let (session, value) = attempt(session, read, role, secret);
+                    if let Some(value) = value {
+                        assert_eq!(value, format!("value {secret}"));
+                        *received.lock().unwrap().entry((role, secret)).or_default() += 1;
+                    }
+                    client = session;
+                }
+            })
+        })
+        .collect();
+    let done = disturb(&cluster, &next, reads);
+    for client in clients {
+        client.finish(Duration::from_secs(240));
+    }
+    settle(&cluster);
+
+    let mut root = vault.root();
+    let logged: HashMap<(usize, usize), usize> = root
+        .ask("SELECT substr(role, 2), substr(subject, 3), count(*) FROM vault.audit_log WHERE outcome = 'ok' AND subject LIKE 's/%' AND function = 'read_secret' GROUP BY 1, 2")
+        .lines()
+        .map(|line| {
+            let mut parts = line.split('|').map(|part| part.parse::<usize>().unwrap());
+            let mut part = || parts.next().unwrap();
+            ((part(), part()), part())
+        })
+        .collect();
+    let received = received.lock().unwrap();
+    println!(
+        "{reads} reads: {} values received, {} in the log, of them {} that no client got; {done}",
+        received.len(),
+        logged.len(),
+        logged.len() - received.len()
+    );
+    assert!(received.len() > reads / 2, "only {} of {reads} were read", received.len());
+    let missing: Vec<_> = received.keys().filter(|read| !logged.contains_key(read)).collect();
+    assert!(missing.is_empty(), "received and not in the log: {missing:?}");
+    let doubled: Vec<_> = logged.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(doubled.is_empty(), "more than once in the log: {doubled:?}");
+    assert_eq!(
+        root.ask("SELECT count(*), max(id) - min(id) + 1 = count(*), (SELECT sum(records) FROM vault.audit_spools) = count(*) FILTER (WHERE resolves IS NULL) FROM vault.audit_log").split_once('|').unwrap().1,
+        "t|t", "ids without gaps, one row a record"
+    );
+}
+
+/// One read, in one of several kinds of transaction. The session, if it lives, and the value, if one came.
+fn attempt(mut session: Client, read: usize, role: usize, secret: usize) -> (Option<Client>, Option<String>) {
+    let role = format!("SET LOCAL ROLE r{role}");
+    let sql = format!("SELECT vault.read_secret('s/{secret}')");
+    let value = (|| {
+        session.batch_execute(&format!("BEGIN; {role}"))?;
+        let value = session.query_one(&sql, &[])?.get::<_, String>(0);
+        Ok::<_, postgres::Error>(value)
+    })();
+    let end = match (&value, read % 3) {
+        (Ok(_), 0) => "COMMIT",
+        _ => "ROLLBACK",
+    };
+    let session = session.batch_execute(end).is_ok().then_some(session);
+    (session, value.ok())
+}
+
+/// Kills this and that until the reads are done. What was done, in words.
+fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
+    let mut counts = [0usize; 7];
+    let started = Instant::now();
+    let mut crashes = 0;
+    while next.load(SeqCst) < reads && started.elapsed() < Duration::from_secs(180) {
+        std::thread::sleep(Duration::from_millis(60));
+        let random = u16::from_le_bytes(random_bytes::<2>()) as usize;
+        let backends = cluster.pids("postgres postgres [local]");
+        let victim = backends.get(random % backends.len().max(1)).copied();
+        let relay = cluster.pids("hyperion_vault relay").first().copied();
+        // Restarts of the whole server are spread over the reads.
+        let crash_due = next.load(SeqCst) > (crashes + 1) * reads / 6;
+        let what = if crash_due {
+            crashes += 1;
+            4 + crashes % 3
+        } else {
+            random / 7 % 4
+        };
+        match (what, victim, relay) {
+            (0, Some(pid), _) => {
+                cluster.try_kill(pid, SIGTERM);
+            }
+            (1, Some(pid), _) => {
+                cluster.try_kill(pid, SIGINT);
+            }
+            (2, _, Some(pid)) => {
+                cluster.try_kill(pid, SIGTERM);
+            }
+            (3, _, Some(pid)) => {
+                cluster.try_kill(pid, SIGSTOP);
+                std::thread::sleep(Duration::from_millis(30));
+                cluster.try_kill(pid, SIGCONT);
+            }
+            (4, Some(pid), _) | (5, _, Some(pid)) => {
+                if !cluster.try_kill(pid, SIGKILL) {
+                    crashes -= 1;
+                    continue;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+                cluster.wait_ready();
+            }
+            (6, ..) => {
+                cluster.kill_postmaster_9();
+                cluster.start_again();
+            }
+            _ => continue,
+        }
+        counts[what] += 1;
+    }
+    let [terminated, cancelled, relays, stopped, backends, relay_kills, postmasters] = counts;
+    assert!(backends + relay_kills + postmasters >= 4, "too few restarts: {counts:?}");
+    format!(
+        "{terminated} backends terminated, {cancelled} cancelled, relay terminated {relays} and stopped {stopped} times, \
+         SIGKILL of {backends} backends, {relay_kills} relays, {postmasters} postmasters"
+    )
+}

@@ -1,0 +1,111 @@
+//! The relay: in nobody's way, at work again by itself, and told of in `vault.status()`.
+
+use super::{log, settle, status};
+use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGCONT, SIGSTOP, SIGTERM, StopMode, wait_for};
+use std::time::{Duration, Instant};
+
+#[test]
+fn it_comes_back_after_each_death_and_after_drop_and_create_extension() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    vault.ops().ask("SELECT vault.create_secret('a', 'v')");
+    let mut witness = cluster.witness();
+    for _ in 0..3 {
+        settle(&cluster);
+        cluster.kill_and_wait(cluster.pid_of("hyperion_vault relay"), SIGTERM);
+        vault.app().ask("SELECT vault.read_secret('a')");
+    }
+    settle(&cluster);
+    witness.assert_survived();
+    assert_eq!(log(&cluster, "id", "session_role = 'app'").lines().count(), 3);
+    // Without the extension, records wait; with it again, they are taken.
+    let mut root = vault.root();
+    root.ask("DROP EXTENSION hyperion_vault");
+    root.ask("CREATE EXTENSION hyperion_vault");
+    settle(&cluster);
+    root.ask("SELECT vault.create_secret('b', 'v')");
+    assert_eq!(log(&cluster, "function, outcome", "subject = 'b'"), "create_secret|ok");
+}
+
+#[test]
+fn nothing_waits_for_it() {
+    let cluster = Cluster::builder().database("vaulted").start();
+    let vault = cluster.vault();
+    vault.ops().ask("SELECT vault.create_secret('a', 'v')");
+    settle(&cluster);
+    let mut other = cluster.connect("postgres", "postgres");
+    let start = Instant::now();
+    // An auditor with a long statement keeps nobody from anything either.
+    vault.root().ask("SELECT count(*) FROM vault.audit_log");
+    other.ask("ALTER DATABASE vaulted RENAME TO elsewhere");
+    other.ask("ALTER DATABASE elsewhere RENAME TO vaulted");
+    other.ask("CREATE DATABASE copy TEMPLATE vaulted");
+    settle(&cluster);
+    other.ask("DROP DATABASE vaulted");
+    cluster.stop(StopMode::Fast);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn status_tells_how_far_it_is_and_when_the_spool_will_be_full() {
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "4").start();
+    let vault = cluster.vault();
+    let (mut root, mut app) = (vault.root(), vault.app());
+    root.ask("SELECT vault.create_secret('a', 'v')");
+    settle(&cluster);
+    let calm = status(&mut root);
+    assert!(calm["lag_records"].as_u64().unwrap() < 5 && calm["open"] == true && calm["torn"] == 0, "{calm}");
+    assert_eq!(calm["spool_max_bytes"], 4 << 20);
+    let relay = cluster.pid_of("hyperion_vault relay");
+    cluster.kill(relay, SIGSTOP);
+    for _ in 0..2000 {
+        app.ask("SELECT vault.read_secret('a')");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let behind = status(&mut root);
+    assert!(
+        behind["lag_records"].as_u64().unwrap() >= 2000 && behind["lag_seconds"].as_f64().unwrap() >= 0.3,
+        "{behind}"
+    );
+    assert!(
+        behind["spool_bytes"].as_u64().unwrap() > calm["spool_bytes"].as_u64().unwrap() + 150_000,
+        "{behind}"
+    );
+    cluster.kill(relay, SIGCONT);
+    // The rate is measured by the relay itself, over some turns.
+    wait_for("a rate of growth", PATIENCE, || {
+        app.ask("SELECT vault.read_secret('a')");
+        status(&mut root)["seconds_to_full"].as_u64().is_some_and(|seconds| seconds > 0)
+    });
+    wait_for("the relay to catch up", PATIENCE, || status(&mut root)["lag_records"].as_u64().unwrap() < 5);
+    let names: Vec<String> = super::super::watch::status(&mut root)["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|worker| worker["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(names.iter().any(|name| name == "hyperion_vault relay"), "{names:?}");
+}
+
+#[test]
+fn a_name_for_the_node_is_in_each_record() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask("SELECT vault.create_secret('a', 'v')");
+    root.ask("ALTER SYSTEM SET hyperion_vault.node_name = 'db-7.example'");
+    root.ask("SELECT pg_reload_conf()");
+    wait_for("the new name", PATIENCE, || root.ask("SHOW hyperion_vault.node_name") == "db-7.example");
+    root.ask("SELECT vault.read_secret('a')");
+    let nodes = log(
+        &cluster,
+        "node, timeline, system_id = (SELECT system_identifier FROM pg_control_system())",
+        "subject = 'a'",
+    );
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(nodes, format!("{}|1|t\ndb-7.example|1|t", host.trim()));
+    hyperion_vault_tests::sqlstate!(
+        root.try_ask("ALTER SYSTEM SET hyperion_vault.node_name = E'a\\nb'"),
+        "22023"
+    );
+}
