@@ -40,6 +40,26 @@ const CALLS: &[(&str, &str, &[&str])] = &[
         "SELECT vault.import_sealed(jsonb_set(vault.export_sealed(), '{secrets}', '[]'))",
         &["import|∅|∅|ok|secrets: 0"],
     ),
+    (
+        "create_role",
+        "SELECT vault.create_role('r', permissions => '[{\"action\": \"read\", \"path\": \"a/*\"}]')",
+        &["create_role|r|∅|ok|∅"],
+    ),
+    ("set_role_permissions", "SELECT vault.set_role_permissions('r', '[]')", &["set_permissions|r|∅|ok|∅"]),
+    ("bind_role", "SELECT vault.bind_role('r', 'app')", &["bind_role|r|∅|ok|Postgres role: app"]),
+    ("unbind_role", "SELECT vault.unbind_role('r', 'app')", &["unbind_role|r|∅|ok|Postgres role: app"]),
+    ("rebind_roles", "SELECT * FROM vault.rebind_roles()", &["rebind_roles|∅|∅|ok|∅"]),
+    ("list_roles", "SELECT * FROM vault.list_roles()", &["list_roles|∅|∅|ok|∅"]),
+    ("can", "SELECT vault.can('read', 'a/*')", &["can|a/*|∅|ok|∅"]),
+    ("create_token", "SELECT vault.create_token('t', 'r')", &["create_token|t|∅|ok|role: r"]),
+    ("list_tokens", "SELECT * FROM vault.list_tokens()", &["list_tokens|∅|∅|ok|∅"]),
+    (
+        "authenticate",
+        "BEGIN; SELECT vault.authenticate(vault.create_token('u', 'r')); COMMIT",
+        &["authenticate|u|∅|ok|∅"],
+    ),
+    ("revoke_token", "SELECT vault.revoke_token('t')", &["revoke_token|t|∅|ok|∅"]),
+    ("drop_role", "SELECT vault.drop_role('r')", &["drop_role|r|∅|ok|∅"]),
     // The view, by the rows that it opened.
     (
         "decrypted_secrets",
@@ -125,6 +145,34 @@ fn refusals_and_failures_are_recorded_with_who_and_why() {
          ops|ops|local|∅|put_secret|s/t|2|rolled_back|∅";
     let sorted = |rows: &str| rows.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     assert_eq!(sorted(&found), sorted(expected));
+}
+
+#[test]
+fn a_token_is_named_and_never_shown() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask(
+        "SELECT vault.create_secret('s', 'v');
+         SELECT vault.create_role('r', permissions => '[{\"action\": \"read\", \"path\": \"s\"}]');
+         CREATE ROLE gateway LOGIN IN ROLE vault_user",
+    );
+    let token = root.ask("SELECT vault.create_token('ci', 'r')");
+    let mut gateway = vault.session("gateway");
+    gateway
+        .ask(&format!("BEGIN; SELECT vault.authenticate('{token}'); SELECT vault.read_secret('s'); COMMIT"));
+    let error = sqlstate!(gateway.try_ask(&format!("SELECT vault.authenticate('{token}x')")), "28000");
+    assert!(!format!("{error:?}").contains(&token));
+    // In the place of a name, too.
+    for call in ["revoke_token('$')", "create_token('$', 'r')"] {
+        let error = sqlstate!(root.try_ask(&format!("SELECT vault.{}", call.replace('$', &token))), "22023");
+        assert!(!format!("{error:?}").contains(&token), "{error:?}");
+    }
+    assert_eq!(log(&cluster, "id", &format!("to_jsonb(audit_log)::text LIKE '%{token}%'")), "");
+    assert_eq!(
+        log(&cluster, "function, subject, token, outcome, sqlstate", "session_role = 'gateway'"),
+        "authenticate|ci|∅|ok|∅\nread_secret|s|ci|ok|∅\nauthenticate|∅|∅|denied|28000"
+    );
 }
 
 #[test]
