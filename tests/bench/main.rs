@@ -6,8 +6,9 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms` and `scale` are other matters, with clusters of their own: see kms.rs and scale.rs.
+//! `kms`, `scale` and `access` are other matters, with clusters of their own: see kms.rs, scale.rs and access.rs.
 
+mod access;
 mod kms;
 mod machine;
 mod pgbench;
@@ -80,7 +81,8 @@ fn main() {
     let plan = Plan::from_env();
     let scenarios: Vec<_> =
         scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
-    let known = !scenarios.is_empty() || plan.wants(kms::NAME) || plan.wants(scale::NAME);
+    let known =
+        !scenarios.is_empty() || [kms::NAME, scale::NAME, access::NAME].iter().any(|name| plan.wants(name));
     assert!(known, "no scenario has one of these names: {:?}", plan.only);
     let cores = Cores::choose();
     if let Some(cores) = cores {
@@ -92,6 +94,9 @@ fn main() {
     }
     if plan.wants(scale::NAME) {
         document["scale"] = scale::measure(plan.pairs, cores);
+    }
+    if plan.wants(access::NAME) {
+        document["access"] = access::measure(plan.pairs, cores);
     }
     write(&plan.out, &document);
 }
