@@ -3,6 +3,7 @@
 
 mod bindings;
 mod duties;
+mod races;
 mod rules;
 mod tokens;
 

@@ -5,7 +5,7 @@
 
 mod cases;
 
-use cases::{READERS, WRITERS};
+use cases::{ACCESS, READERS, WRITERS};
 use hyperion_vault_tests::{Ask, Client, Cluster, Vault, expect_error, sqlstate};
 
 /// Stands wherever a value goes; must never come back.
@@ -41,7 +41,11 @@ fn refused(client: &mut Client, (call, code, message, hint): Case<'_>) {
 
 /// What must not change: everything the vault holds.
 fn state(root: &mut Client) -> String {
-    root.ask("SELECT s::text FROM vault.secrets s UNION ALL SELECT v::text FROM vault.secret_versions v ORDER BY 1")
+    root.ask(
+        "SELECT s::text FROM vault.secrets s UNION ALL SELECT v::text FROM vault.secret_versions v
+         UNION ALL SELECT r::text FROM vault.roles r UNION ALL SELECT p::text FROM vault.role_permissions p
+         UNION ALL SELECT b::text FROM vault.role_bindings b UNION ALL SELECT t::text FROM vault.tokens t ORDER BY 1",
+    )
 }
 
 fn prepared(vault: &Vault<'_>) -> (Client, Client, Client) {
@@ -49,6 +53,7 @@ fn prepared(vault: &Vault<'_>) -> (Client, Client, Client) {
     ops.ask("SELECT vault.create_secret('s', 'v', grace_period => '1 hour', keep_versions => 3)");
     ops.ask("SELECT vault.put_secret('s', 'w')");
     ops.ask("SELECT vault.create_secret('login', username => 'u', password => 'p')");
+    ops.ask("SELECT vault.create_role('r'), vault.create_token('t', 'r')");
     (app, ops, root)
 }
 
@@ -153,8 +158,8 @@ fn arguments() {
     let vault = cluster.vault();
     let (mut app, mut ops, mut root) = prepared(&vault);
     let before = state(&mut root);
-    assert_eq!((table(WRITERS).count(), table(READERS).count()), (142, 34));
-    for case in table(WRITERS) {
+    assert_eq!((table(WRITERS).count(), table(READERS).count(), table(ACCESS).count()), (142, 34, 64));
+    for case in table(WRITERS).chain(table(ACCESS)) {
         refused(&mut ops, case);
     }
     for case in table(READERS) {

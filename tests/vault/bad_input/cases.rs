@@ -197,3 +197,71 @@ create_secret_bytes('s', $V) | 42501 | permission denied to create secret | vaul
 rotate_secret('s') | 42501 | permission denied to rotate secret | vault_admin
 update_secret('n', $V) | 42501 | permission denied to update secret | vault_admin
 "##;
+
+/// Refused to an administrator: roles, bindings, tokens.
+pub const ACCESS: &str = r##"
+create_role(NULL) | 22023 | name must not be null | Pass a value for name
+create_role('') | 22023 | role name must not be empty | 1 to 128 bytes
+create_role(repeat('r', 129)) | 22023 | role name is too long | 1 to 128 bytes
+create_role(E'r\nr') | 22023 | role name contains a control or invisible character | visible text
+create_role(' r') | 22023 | role name must not start or end with a blank | visible text
+create_role('n', repeat('d', 4097)) | 22023 | description is too long | Shorten
+create_role('n', is_admin => NULL) | 22023 | is_admin must not be null | Pass a value for is_admin
+create_role('n', permissions => NULL) | 22023 | permissions must not be null | Pass a value for permissions
+create_role('n', permissions => 'nonsense') | 22P02 | invalid input syntax for type json | -
+create_role('n', permissions => '{}') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '"read"') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => 'null') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '["read"]') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '[[{"action":"list","path":"a"}]]') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '[{"action":"list"}]') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '[{"action":"list","path":1}]') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '[{"action":"list","path":"a","deny":true}]') | 22023 | permissions must be a JSON array of rules | action and path
+create_role('n', permissions => '[{"action":"list","path":"a"},{"action":"lst","path":"a"}]') | 22023 | unknown action | Use read, verify
+create_role('n', permissions => '[{"action":"LIST","path":"a"}]') | 22023 | unknown action | Use read, verify
+create_role('n', permissions => '[{"action":"","path":"a"}]') | 22023 | unknown action | Use read, verify
+create_role('n', permissions => jsonb_build_array(jsonb_build_object('action', $V, 'path', $V))) | 22023 | unknown action | Use read, verify
+create_role('n', permissions => jsonb_build_array(jsonb_build_object('action', 'list', 'path', concat($V, E'\n')))) | 22023 | pattern contains a control | Use * to match
+create_role('n', permissions => '[{"action":"list","path":""}]') | 22023 | pattern must not be empty | Use * to match
+create_role('n', permissions => jsonb_build_array(jsonb_build_object('action', 'list', 'path', repeat('p', 1025)))) | 22023 | pattern is too long | Use a shorter pattern
+create_role('n', permissions => (SELECT jsonb_agg(jsonb_build_object('action', 'list', 'path', n::text)) FROM generate_series(1, 1001) n)) | 22023 | permissions have too many rules | stripe/*
+create_role('r') | 23505 | role "r" already exists | set_role_permissions
+create_role('admin') | 23505 | role "admin" already exists | set_role_permissions
+set_role_permissions('absent', '[]') | P0002 | role "absent" does not exist | list_roles
+set_role_permissions(NULL, '[]') | 22023 | role must not be null | Pass a value for role
+set_role_permissions('r', NULL) | 22023 | permissions must not be null | Pass a value for permissions
+set_role_permissions('r', '[{"action":"list","path":"a"},{}]') | 22023 | permissions must be a JSON array of rules | action and path
+set_role_permissions('admin', '[]') | 55000 | role "admin" is built in | of your own
+drop_role('absent') | P0002 | role "absent" does not exist | list_roles
+drop_role('admin') | 55000 | role "admin" is built in | of your own
+drop_role(NULL) | 22023 | name must not be null | Pass a value for name
+bind_role('r', NULL) | 22023 | pg_role must not be null | Pass a value for pg_role
+bind_role('r', 'no_such_role') | 42704 | does not exist | -
+bind_role('r', '-') | P0002 | the Postgres role does not exist | pg_roles
+bind_role('r', 4000000001::regrole) | P0002 | the Postgres role does not exist | pg_roles
+bind_role('absent', 'app') | P0002 | role "absent" does not exist | list_roles
+unbind_role('r', 'app') | P0002 | not bound | list_roles
+unbind_role('absent', 'app') | P0002 | role "absent" does not exist | list_roles
+unbind_role('r', NULL) | 22023 | pg_role must not be null | Pass a value for pg_role
+create_token(NULL, 'r') | 22023 | name must not be null | Pass a value for name
+create_token('', 'r') | 22023 | token name must not be empty | 1 to 128 bytes
+create_token(E'\u200b', 'r') | 22023 | token name contains a control or invisible | visible text
+create_token('n', NULL) | 22023 | role must not be null | Pass a value for role
+create_token('n', 'absent') | P0002 | role "absent" does not exist | list_roles
+create_token('n', 'r', '0') | 22023 | expires_in is too short | at least 1 second
+create_token('n', 'r', '-1 day') | 22023 | expires_in must not be negative | '30 days'
+create_token('n', 'r', '102 years') | 22023 | expires_in is too long | 36500 days
+create_token('n', 'r', 'soon') | 22007 | invalid input syntax for type interval | -
+create_token('t', 'r') | 23505 | token "t" already exists | revoke_token
+revoke_token('absent') | P0002 | token "absent" does not exist | list_tokens
+revoke_token(NULL) | 22023 | name must not be null | Pass a value for name
+can(NULL, 'a') | 22023 | action must not be null | Pass a value for action
+can('read', NULL) | 22023 | path must not be null | Pass a value for path
+can('reading', 'a') | 22023 | unknown action | Use read, verify
+can('read', '') | 22023 | pattern must not be empty | Use * to match
+authenticate(NULL) | 22023 | token must not be null | Pass a value for token
+authenticate($V) | 28000 | token is not valid | create_token
+authenticate('') | 28000 | token is not valid | create_token
+authenticate(concat('hvt_', repeat('A', 64))) | 28000 | token is not valid | create_token
+authenticate(repeat('hvt_', 1000000)) | 28000 | token is not valid | create_token
+"##;

@@ -118,6 +118,30 @@ fn whole_api(ops: &mut Client, app: &mut Client, name: &str) -> Vec<String> {
     let status: serde_json::Value =
         one(ops, "SELECT to_json(s)::pg_catalog.text FROM vault.status() s", &[]).parse().unwrap();
     said.push(format!("{} {}", status["secrets"], status["grace_versions"]));
+    let rule = format!("[{{\"action\": \"list\", \"path\": \"{name}\"}}]");
+    one(
+        ops,
+        "SELECT vault.create_role($1, permissions => ($2::pg_catalog.text)::pg_catalog.jsonb)::pg_catalog.text",
+        &[&name, &rule],
+    );
+    one(
+        ops,
+        "SELECT vault.set_role_permissions($1, ($2::pg_catalog.text)::pg_catalog.jsonb)::pg_catalog.text",
+        &[&name, &rule],
+    );
+    one(ops, "SELECT vault.bind_role($1, 'nobody_special')::pg_catalog.text", &[&name]);
+    let token = one(ops, "SELECT vault.create_token($1, $1, '1 day')", &[&name]);
+    one(app, "SELECT vault.authenticate($1)::pg_catalog.text", &[&token]);
+    said.push(one(ops, "SELECT vault.can('read', $1)", &[&name]));
+    said.push(one(
+        ops,
+        "SELECT pg_catalog.concat_ws(' ', name, permissions, pg_roles) FROM vault.list_roles() OFFSET 1",
+        &[],
+    ));
+    said.push(one(ops, "SELECT pg_catalog.concat_ws(' ', name, role) FROM vault.list_tokens()", &[]));
+    one(ops, "SELECT vault.unbind_role($1, 'nobody_special')::pg_catalog.text", &[&name]);
+    one(ops, "SELECT vault.revoke_token($1)::pg_catalog.text", &[&name]);
+    one(ops, "SELECT vault.drop_role($1)::pg_catalog.text", &[&name]);
     one(ops, "SELECT vault.delete_secret($1)::pg_catalog.text", &[&name]);
     assert_eq!(state(app, &format!("SELECT vault.read_secret('{name}')")), "P0002");
     said.iter().map(|said| said.replace(name, "NAME")).collect()
@@ -138,6 +162,9 @@ fn sessions(vault: &Vault<'_>, path: Option<&str>) -> (Client, Client) {
 fn poison(client: &mut Client, path: &str) {
     client.batch_execute("CREATE TEMP TABLE IF NOT EXISTS secrets (name text, sealed bytea)").unwrap();
     client.batch_execute("CREATE TEMP TABLE IF NOT EXISTS secret_versions (version int)").unwrap();
+    client
+        .batch_execute("CREATE TEMP TABLE IF NOT EXISTS roles (); CREATE TEMP TABLE IF NOT EXISTS tokens ()")
+        .unwrap();
     client.batch_execute(&format!("SET search_path = {path}")).unwrap();
     for trap in [
         "SELECT 'a'::pg_catalog.text = 'b'::pg_catalog.text",
