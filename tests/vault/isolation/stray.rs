@@ -197,9 +197,9 @@ fn every_privilege_on_the_tables_gives_nothing() {
         ("stray", "SET row_security = off"),
         ("joined", "SET ROLE vault_service; SET row_security = off"),
     ] {
+        let mut client = vault.session(who);
+        client.batch_execute(set_role).unwrap();
         for attack in attacks() {
-            let mut client = vault.session(who);
-            client.batch_execute(set_role).unwrap();
             match outcome(&mut client, &attack) {
                 None => refused += 1,
                 Some(0) => empty += 1,
