@@ -9,6 +9,7 @@ pub mod index;
 pub mod label;
 pub mod roles;
 pub mod rules;
+pub mod target;
 pub mod token;
 pub mod uses;
 

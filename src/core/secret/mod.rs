@@ -10,6 +10,7 @@ pub mod limits;
 pub mod name;
 pub mod pattern;
 pub mod presence;
+pub mod target;
 pub mod version;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use limits::IntervalParts;
 pub use name::SecretName;
 pub use pattern::Pattern;
 pub use presence::Presence;
+pub use target::{FunctionName, Target};
 pub use version::{Span, Superseded, Timestamp, VersionState};
 
 /// An argument or setting that was refused; the extension reports it as SQLSTATE 22023.
