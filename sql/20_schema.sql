@@ -72,7 +72,8 @@ CREATE TYPE vault.secret_info AS (
     updated_at timestamptz,
     version_created_at timestamptz,
     expires_at timestamptz,
-    recover_until timestamptz
+    recover_until timestamptz,
+    target jsonb
 );
 COMMENT ON TYPE vault.secret_info IS 'what may be known of a secret without reading it; never plaintext';
 
@@ -142,14 +143,23 @@ CREATE TABLE vault.secrets (
     expires_at timestamptz,
     recover_until timestamptz,
     grace_until timestamptz,
+    target jsonb,
+    target_set_by text COLLATE "C",
+    target_set_by_oid oid,
+    target_roles oid[],
     CONSTRAINT secrets_name_key UNIQUE (name)
 );
+-- For the question whether a role is another secret's target already. Few secrets have one.
+CREATE INDEX secrets_target ON vault.secrets (id) WHERE target IS NOT NULL;
 -- Ciphertext does not compress; trying costs time on every write.
 ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
 COMMENT ON COLUMN vault.secrets.expires_at IS 'when the secret runs out (expires_in): from then on it is gone, whether or not its row still stands';
 COMMENT ON COLUMN vault.secrets.recover_until IS 'deleted, and restorable until then; gone afterwards';
 COMMENT ON COLUMN vault.secrets.grace_until IS 'end of the last grace of any superseded version, in the past if there is none; NULL: not known, so that verify looks';
+COMMENT ON COLUMN vault.secrets.target IS 'what each new version is handed to, in the same transaction';
+COMMENT ON COLUMN vault.secrets.target_set_by IS 'the role that set the target, as which it is applied; counts only while target_set_by_oid is that role';
+COMMENT ON COLUMN vault.secrets.target_roles IS 'oids of the roles that the target names';
 
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
 -- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not

@@ -7,7 +7,7 @@ CREATE FUNCTION vault.create_secret(
     description text DEFAULT NULL, username text DEFAULT NULL, password text DEFAULT NULL,
     rotation_interval interval DEFAULT NULL, grace_period interval DEFAULT NULL,
     generator jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL,
-    keep_versions int DEFAULT NULL, expires_in interval DEFAULT NULL)
+    keep_versions int DEFAULT NULL, expires_in interval DEFAULT NULL, target jsonb DEFAULT NULL)
     RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_create_secret';
 COMMENT ON FUNCTION vault.create_secret IS 'create a secret; the value is given, or generated where kind is automatic or a generator is named';
@@ -69,7 +69,8 @@ CREATE FUNCTION vault.update_secret(
     description text DEFAULT NULL, username text DEFAULT NULL, password text DEFAULT NULL,
     rotation_interval interval DEFAULT NULL, grace_period interval DEFAULT NULL,
     generator jsonb DEFAULT NULL, metadata jsonb DEFAULT NULL, allowed_ips cidr[] DEFAULT NULL,
-    keep_versions int DEFAULT NULL, expires_in interval DEFAULT NULL, expected_version int DEFAULT NULL, reset text[] DEFAULT NULL)
+    keep_versions int DEFAULT NULL, expires_in interval DEFAULT NULL, expected_version int DEFAULT NULL, reset text[] DEFAULT NULL,
+    target jsonb DEFAULT NULL)
     RETURNS vault.secret_info
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_update_secret';
 COMMENT ON FUNCTION vault.update_secret IS 'change the value or properties; NULL leaves a property, reset clears the named ones';

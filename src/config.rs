@@ -51,6 +51,7 @@ static AUDIT_SPOOL_MAX_MB: Int = Int::new(1024);
 static NODE_NAME: Str = Str::new(Some(c""));
 static MAX_BATCH: Int = Int::new(256);
 static MAX_SECRET_BYTES: Int = Int::new(1_048_576);
+static HOOK_TIMEOUT_MS: Int = Int::new(5_000);
 #[cfg(feature = "testing")]
 static TEST_FAULTS: Str = Str::new(Some(c""));
 
@@ -345,6 +346,16 @@ pub fn define() {
         Sighup,
         GucFlags::UNIT_BYTE,
     );
+    // A secret is locked, and a worker busy, for as long.
+    int(
+        c"hyperion_vault.hook_timeout_ms",
+        c"How long the function that a secret's target names may take.",
+        &HOOK_TIMEOUT_MS,
+        1,
+        600_000,
+        Sighup,
+        GucFlags::UNIT_MS,
+    );
     reserve_prefix(c"hyperion_vault");
 }
 
@@ -420,6 +431,10 @@ pub fn dek_cache_ttl_ms() -> u64 {
 
 pub fn dek_cache_stale_ms() -> u64 {
     non_negative(&DEK_CACHE_STALE_SECS) as u64 * 1000
+}
+
+pub fn hook_timeout_ms() -> u64 {
+    non_negative(&HOOK_TIMEOUT_MS) as u64
 }
 
 pub fn keep_versions() -> i32 {

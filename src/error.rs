@@ -40,6 +40,10 @@ pub enum Kind {
     Conflict,
     /// The audit record cannot be written.
     AuditUnavailable,
+    /// What a new version was to be handed to did not take it.
+    TargetFailed,
+    /// It took longer than it may.
+    Cancelled,
     /// A broken invariant of our own.
     Internal,
 }
@@ -60,6 +64,8 @@ impl Kind {
             Kind::ReadOnly => PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Kind::Conflict => PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
             Kind::AuditUnavailable => PgSqlErrorCode::ERRCODE_IO_ERROR,
+            Kind::TargetFailed => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+            Kind::Cancelled => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             Kind::Internal => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -157,6 +163,20 @@ pub fn log_caught(caught: &ErrorReportWithLevel) {
         report = report.set_hint(hint);
     }
     report.report(pgrx::PgLogLevel::WARNING);
+}
+
+/// Whether an error that something else raised says to the caller what he must know as it is: that his transaction can be
+/// repeated, or that his statement or session is ended.
+pub fn is_for_the_caller(code: PgSqlErrorCode) -> bool {
+    matches!(
+        code,
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+            | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+            | PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+            | PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+            | PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN
+            | PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN
+    )
 }
 
 impl From<InvalidArgument> for VaultError {

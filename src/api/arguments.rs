@@ -4,7 +4,7 @@
 //! here quotes a value: a caller who swapped two arguments must not find his secret in the log.
 
 use hyperion_vault_core::policy::allowlist::MAX_ITEMS;
-use hyperion_vault_core::secret::{Generator, IntervalParts, limits};
+use hyperion_vault_core::secret::{Generator, IntervalParts, Target, limits};
 use pgrx::pg_sys::Datum;
 
 use super::gate;
@@ -27,12 +27,13 @@ pub struct Positions {
     allowed_ips: usize,
     keep_versions: usize,
     expires_in: usize,
+    target: usize,
 }
 
 /// An argument the function does not have: as if it were NULL.
 const NONE: usize = usize::MAX;
 
-/// `create_secret` and `update_secret`.
+/// `create_secret`.
 pub const TEXT: Positions = Positions {
     value: 1,
     kind: 2,
@@ -46,7 +47,11 @@ pub const TEXT: Positions = Positions {
     allowed_ips: 10,
     keep_versions: 11,
     expires_in: 12,
+    target: 13,
 };
+
+/// `update_secret`, which has two more before the last.
+pub const UPDATE: Positions = Positions { target: 15, ..TEXT };
 
 /// `create_secret_bytes`, whose value is not text and is read apart.
 pub const BYTES: Positions = Positions {
@@ -62,6 +67,7 @@ pub const BYTES: Positions = Positions {
     allowed_ips: 5,
     keep_versions: 6,
     expires_in: 7,
+    target: NONE,
 };
 
 /// What the caller gave, NULL being nothing.
@@ -79,6 +85,7 @@ pub struct Given<'a> {
     pub allowed_ips: Option<Datum>,
     pub keep_versions: Option<i32>,
     pub expires_in: Option<Datum>,
+    pub target: Option<Target>,
 }
 
 impl<'a> Given<'a> {
@@ -99,6 +106,7 @@ impl<'a> Given<'a> {
             allowed_ips: args.datum(at.allowed_ips),
             keep_versions: args.int(at.keep_versions),
             expires_in: args.datum(at.expires_in),
+            target: args.jsonb(at.target).map(|json| Target::parse(&json)).transpose()?,
         };
         if let Some(username) = given.username {
             limits::username(username)?;

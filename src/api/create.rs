@@ -6,13 +6,14 @@
 
 use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::policy::Action;
-use hyperion_vault_core::secret::{Generator, Presence, limits};
+use hyperion_vault_core::secret::{Generator, Presence, Target, limits};
 use pgrx::pg_sys::Datum;
 
 use super::arguments::{self, Given};
 use super::gate;
 use super::keys::{ATTEMPTS, NewVersion, Value, overtaken};
 use super::lifecycle::destroy;
+use super::target::{Handed, Handing};
 use super::update::{NewValue, Update, check_expected, expected_version};
 use super::writing::{admitted, generated, invalid};
 use crate::error::{Kind, Result, VaultError};
@@ -49,7 +50,10 @@ pub fn create_secret(args: &Args) -> Result<Return> {
         _ => None,
     };
     let random = random.as_ref().map(|text| text.as_str());
-    let value = match (given.value, given.username, given.password.or(random)) {
+    // A secret for a role is for that one: its name need not be said twice.
+    let role = given.target.as_ref().and_then(|target| target.roles().first()).map(String::as_str);
+    let username = given.username.or(role.filter(|_| given.value.is_none()));
+    let value = match (given.value, username, given.password.or(random)) {
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
             return Err(invalid(
                 "a secret has either a value or a username and password",
@@ -78,7 +82,8 @@ pub fn create_secret(args: &Args) -> Result<Return> {
             ));
         }
     };
-    let info = create(name, &value, &given.properties())?.ok_or_else(|| exists(name))?;
+    let info =
+        create(name, &value, &given.properties(), given.target.as_ref())?.ok_or_else(|| exists(name))?;
     Ok(Return::Value(info))
 }
 
@@ -87,12 +92,21 @@ pub fn create_secret_bytes(args: &Args) -> Result<Return> {
     let name = admitted(args, &[Action::Create])?;
     let value = arguments::bytes(args.bytes(1))?;
     let given = Given::parse(args, &arguments::BYTES)?;
-    let info = create(name, &Value::Binary(value), &given.properties())?.ok_or_else(|| exists(name))?;
+    let info = create(name, &Value::Binary(value), &given.properties(), None)?.ok_or_else(|| exists(name))?;
     Ok(Return::Value(info))
 }
 
 /// Creates a secret; None if the name is taken by a live one.
-fn create(name: &str, value: &Value<'_>, properties: &Properties) -> Result<Option<Datum>> {
+fn create(
+    name: &str,
+    value: &Value<'_>,
+    properties: &Properties,
+    target: Option<&Target>,
+) -> Result<Option<Datum>> {
+    let handing = target.map(|target| Handing::of_new(target, value)).transpose()?;
+    if let (Some(handing), Value::Userpass { username, .. }) = (&handing, value) {
+        handing.username(Some(username))?;
+    }
     for _ in 0..ATTEMPTS {
         // Before the key service is asked: the common mistake costs no call.
         let gone = match secrets::state(name)? {
@@ -113,10 +127,20 @@ fn create(name: &str, value: &Value<'_>, properties: &Properties) -> Result<Opti
             }
             destroy(&spi, &locked)?;
         }
+        let prepared = handing.as_ref().map(|handing| handing.prepare(&spi, name, new.secret)).transpose()?;
         let now = Datum::from(crate::pg::clock());
-        let info = new
+        let mut info = new
             .seal(name, 1, value, |fresh| secrets::insert(&spi, new.secret, name, fresh, properties, now))?;
-        drop(spi);
+        if info.is_some()
+            && let (Some(handing), Some(prepared)) = (&handing, &prepared)
+        {
+            info = handing.write(&spi, new.secret, prepared, now)?;
+            drop(spi);
+            let version = Handed { name, number: 1, new: &new, value: value.main_part()? };
+            handing.apply(&version, prepared, None)?;
+        } else {
+            drop(spi);
+        }
         // Not inserted: the name is another's, whatever the state of that one is.
         if info.is_some() {
             return Ok(info);
@@ -150,14 +174,14 @@ fn put<'a>(args: &Args, name: &'a str, first: &Value<'_>, next: impl Fn() -> New
         if secrets::state(name)? != Some(Presence::Live) {
             gate::authorize(&[Action::Create], name)?;
             check_expected(name, expected, 0)?;
-            if let Some(info) = create(name, first, &properties())? {
+            if let Some(info) = create(name, first, &properties(), None)? {
                 return Ok(Return::Value(info));
             }
             // Somebody else created it meanwhile: update that one.
             continue;
         }
         gate::authorize(&[Action::Update], name)?;
-        let changes = description.map(|_| Changes { properties: properties(), reset: None });
+        let changes = description.map(|_| Changes { properties: properties(), ..Changes::default() });
         let update = Update { name, expected, changes, value: next() };
         if let Some(info) = update.run()? {
             return Ok(Return::Value(info));

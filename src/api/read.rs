@@ -13,6 +13,7 @@ use hyperion_vault_core::secret::{Presence, Timestamp, VersionState};
 use pgrx::pg_sys::Datum;
 
 use super::gate::{self, no_secret};
+use super::hook;
 use super::keys::{self, ATTEMPTS, Opener, overtaken};
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
@@ -123,6 +124,16 @@ pub fn with_key<R>(
     Err(overtaken(name))
 }
 
+/// What every function that reads asks first. `version`: the one that is read, None for the current one.
+fn admitted_to(args: &Args, version: Option<i32>) -> Result<&str> {
+    gate::environment()?;
+    let name = gate::name(args.text(0))?.as_str();
+    if hook::admits(name, version)? {
+        return Ok(name);
+    }
+    admitted(args, Action::Read)
+}
+
 /// What every function here asks first.
 pub fn admitted(args: &Args, action: Action) -> Result<&str> {
     gate::environment()?;
@@ -134,7 +145,7 @@ pub fn admitted(args: &Args, action: Action) -> Result<&str> {
 
 /// `vault.read_secret(name, version)`.
 pub fn read_secret(args: &Args) -> Result<Return> {
-    let name = admitted(args, Action::Read)?;
+    let name = admitted_to(args, args.int(1))?;
     with_key(name, args.int(1), |found, opener| text(name, &found.version, opener))
 }
 
@@ -154,7 +165,7 @@ pub fn text(name: &str, version: &Stored<'_>, opener: &Opener) -> Result<Return>
 
 /// `vault.read_secret_bytes(name, version)`.
 pub fn read_secret_bytes(args: &Args) -> Result<Return> {
-    let name = admitted(args, Action::Read)?;
+    let name = admitted_to(args, args.int(1))?;
     with_key(name, args.int(1), |Found { version, .. }, opener| match version.format {
         Format::Binary | Format::Opaque => opened(opener, name, version).map(Return::Value),
         Format::Userpass => {
@@ -171,7 +182,7 @@ fn opened(opener: &Opener, name: &str, version: &Stored<'_>) -> Result<Datum> {
 
 /// `vault.get_secret(name, version)`.
 pub fn get_secret(args: &Args) -> Result<Return> {
-    let name = admitted(args, Action::Read)?;
+    let name = admitted_to(args, args.int(1))?;
     let rows = RowSet::begin(args)?;
     with_key(name, args.int(1), |found, opener| push(&rows, name, found, opener))?;
     rows.finish()

@@ -7,18 +7,20 @@ use hyperion_vault_core::envelope::{Format, Plaintext, decode_userpass};
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::Generator;
 use pgrx::pg_sys::Datum;
+use zeroize::Zeroizing;
 
 use super::arguments::{self, Given};
 use super::gate;
 use super::keys::{ATTEMPTS, NewVersion, Opener, Value, forget, overtaken};
+use super::target::{Handed, Handing};
 use super::writing::{admitted, generated, invalid, missing};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
-use crate::store::changes::{Changes, RESETTABLE, change};
+use crate::store::changes::{Changes, RESETTABLE, TargetChange, change};
 use crate::store::secrets::{self, Locked, Sealed};
-use crate::store::versions;
+use crate::store::{targets, versions};
 
 pub fn expected_version(expected: Option<i32>) -> Result<Option<i32>> {
     match expected {
@@ -60,6 +62,8 @@ pub enum NewValue<'a> {
     Generated,
     /// What a superseded version of this number held.
     Of(i32),
+    /// What the current version holds: a new target is handed the value that there is.
+    Again,
 }
 
 /// A change of an existing secret.
@@ -93,11 +97,21 @@ impl Update<'_> {
     }
 
     fn attempt(&self) -> Result<Attempt> {
-        let Some(current) = secrets::current(self.name)? else { return Ok(Attempt::Missing) };
+        let Some((current, has_target)) = secrets::current_with_target(self.name)? else {
+            return Ok(Attempt::Missing);
+        };
         check_expected(self.name, self.expected, current.version)?;
         // A secret's format never changes, so this holds under the lock too if the id does.
         self.check_format(current.format)?;
         let source = self.source(&current)?;
+        let handing = match self.target_change() {
+            TargetChange::Clear => None,
+            _ if !self.makes_version() && !self.chooses() => None,
+            TargetChange::Set(target) => {
+                Handing::look(self.name, &current, has_target, Some(target), self.chooses())?
+            }
+            TargetChange::Keep => Handing::look(self.name, &current, has_target, None, self.chooses())?,
+        };
         let opened = match &source {
             None => None,
             Some(source) => {
@@ -108,10 +122,7 @@ impl Update<'_> {
                 Some(opener.open(self.name, &source.stored())?)
             }
         };
-        let new = match self.value {
-            NewValue::Keep => None,
-            _ => Some(NewVersion::prepare(current.secret)?),
-        };
+        let new = if self.makes_version() { Some(NewVersion::prepare(current.secret)?) } else { None };
 
         let spi = Spi::connect()?;
         if let Some(new) = &new
@@ -124,7 +135,14 @@ impl Update<'_> {
         if locked.id != current.secret || !self.still_there(source.as_ref(), &locked)? {
             return Ok(Attempt::Overtaken);
         }
+        if locked.has_target != has_target
+            || handing.as_ref().is_some_and(|handing| !matches!(handing.holds(&spi, &locked), Ok(true)))
+        {
+            return Ok(Attempt::Overtaken);
+        }
         check_expected(self.name, self.expected, locked.version)?;
+        let prepared =
+            handing.as_ref().map(|handing| handing.prepare(&spi, self.name, locked.id)).transpose()?;
         let clock = crate::pg::clock();
         let mut keep_versions = locked.keep_versions;
         let mut info = None;
@@ -132,12 +150,27 @@ impl Update<'_> {
             let (changed, keep) = change(&spi, locked.id, changes, Datum::from(clock))?;
             (info, keep_versions) = (Some(changed), keep);
         }
+        if self.target_change() == &TargetChange::Clear {
+            info = Some(targets::clear(&spi, locked.id, Datum::from(clock))?);
+        }
+        let mut handed = None;
         if let Some(new) = &new {
-            info = Some(self.replace(&spi, new, &locked, opened.as_ref(), Datum::from(clock))?);
+            if let (Some(handing), Some(prepared)) = (&handing, &prepared) {
+                handing.write(&spi, locked.id, prepared, Datum::from(clock))?;
+            }
+            let written = self.replace(&spi, new, &locked, opened.as_ref(), handing.as_ref(), clock)?;
+            info = Some(written.info);
+            handed = handing.zip(prepared).map(|(handing, prepared)| (handing, prepared, new, written));
         }
         let keep = keep_versions.unwrap_or_else(config::keep_versions).max(0) as u32;
         let purged = versions::purge(&spi, locked.id, keep, clock)?;
         forget(locked.id, &purged)?;
+        // Others' code runs from here on: none of ours is open around it.
+        drop(spi);
+        if let Some((handing, prepared, new, written)) = handed {
+            let version = Handed { name: self.name, number: written.number, new, value: &written.value };
+            handing.apply(&version, &prepared, written.grace_ends)?;
+        }
         info.map(Attempt::Done).ok_or_else(|| VaultError::internal("an update that changes nothing"))
     }
 
@@ -147,6 +180,7 @@ impl Update<'_> {
             NewValue::Keep | NewValue::Opaque(_) | NewValue::Binary(_) => false,
             NewValue::Userpass { username, password } => username.is_none() || password.is_none(),
             NewValue::Generated => current.format == Format::Userpass,
+            NewValue::Again => true,
             NewValue::Of(number) => return self.earlier(current, number).map(Some),
         };
         Ok(inherits.then(|| current.clone()))
@@ -219,6 +253,20 @@ impl Update<'_> {
         }
     }
 
+    fn makes_version(&self) -> bool {
+        !matches!(self.value, NewValue::Keep)
+    }
+
+    /// Whether the caller says what the value is, or out of what it will be made.
+    fn chooses(&self) -> bool {
+        let generator = self.changes.as_ref().is_some_and(|changes| changes.properties.generator.is_some());
+        generator || !matches!(self.value, NewValue::Keep | NewValue::Generated | NewValue::Again)
+    }
+
+    fn target_change(&self) -> &TargetChange {
+        self.changes.as_ref().map_or(&TargetChange::Keep, |changes| &changes.target)
+    }
+
     /// Keeps the current version of a locked secret and puts a new one in its place.
     fn replace(
         &self,
@@ -226,41 +274,75 @@ impl Update<'_> {
         new: &NewVersion,
         locked: &Locked,
         opened: Option<&Plaintext>,
-        now: Datum,
-    ) -> Result<Datum> {
+        handing: Option<&Handing>,
+        clock: i64,
+    ) -> Result<Written> {
         let random = match self.value {
             NewValue::Generated => Some(generated(&rotation_generator(self.name, locked)?)?),
             _ => None,
         };
         let random = random.as_ref().map(|text| text.as_str());
+        let given = match self.value {
+            NewValue::Userpass { username, .. } => username,
+            _ => None,
+        };
+        let followed = match handing {
+            Some(handing) => handing.username(given)?,
+            None => None,
+        };
         let unfit = || VaultError::internal("a new version without a value");
         let inherited = || decode_userpass(opened.ok_or_else(unfit)?.as_bytes()).map_err(VaultError::from);
         let value = match &self.value {
             NewValue::Opaque(value) => Value::Opaque(value),
             NewValue::Binary(value) => Value::Binary(value),
-            NewValue::Userpass { username: Some(username), password: Some(password) } => {
-                Value::Userpass { username, password }
-            }
-            NewValue::Userpass { username, password } => {
-                let (old_username, old_password) = inherited()?;
-                Value::Userpass {
-                    username: username.unwrap_or(old_username),
-                    password: password.unwrap_or(old_password),
-                }
-            }
-            NewValue::Generated if locked.format == Format::Userpass => {
-                Value::Userpass { username: inherited()?.0, password: random.unwrap_or_default() }
-            }
+            NewValue::Userpass { username, password } => Value::Userpass {
+                username: match followed.or(*username) {
+                    Some(username) => username,
+                    None => inherited()?.0,
+                },
+                password: match password {
+                    Some(password) => password,
+                    None => inherited()?.1,
+                },
+            },
+            NewValue::Generated if locked.format == Format::Userpass => Value::Userpass {
+                username: match followed {
+                    Some(username) => username,
+                    None => inherited()?.0,
+                },
+                password: random.unwrap_or_default(),
+            },
             NewValue::Generated => Value::Opaque(random.unwrap_or_default()),
-            NewValue::Of(_) => Value::Opened(locked.format, opened.ok_or_else(unfit)?),
+            NewValue::Of(_) | NewValue::Again => match followed {
+                Some(username) => Value::Userpass { username, password: inherited()?.1 },
+                None => Value::Opened(locked.format, opened.ok_or_else(unfit)?),
+            },
             NewValue::Keep => return Err(unfit()),
         };
         let version = locked.version.checked_add(1).ok_or_else(|| {
             VaultError::new(Kind::WrongState, format!("secret \"{}\" has no version numbers left", self.name))
         })?;
-        versions::keep_current(spi, locked.id, now)?;
-        new.seal(self.name, version, &value, |fresh| secrets::replace(spi, locked.id, fresh, now))
+        let now = Datum::from(clock);
+        let grace_ends = versions::keep_current(spi, locked.id, now)?;
+        let mut main_part: Zeroizing<Vec<u8>> = Zeroizing::default();
+        if let Some(handing) = handing {
+            main_part = Zeroizing::new(value.main_part()?.to_vec());
+            handing.make_way(spi, self.name, &main_part, grace_ends, clock)?;
+        }
+        let info =
+            new.seal(self.name, version, &value, |fresh| secrets::replace(spi, locked.id, fresh, now))?;
+        Ok(Written { info, number: version, grace_ends, value: main_part })
     }
+}
+
+/// A new version that has been written.
+struct Written {
+    info: Datum,
+    number: i32,
+    /// Of the version before.
+    grace_ends: Option<i64>,
+    /// What is to be handed over, if anything is.
+    value: Zeroizing<Vec<u8>>,
 }
 
 /// How to make a new value for a locked secret.
@@ -279,7 +361,7 @@ fn rotation_generator(name: &str, locked: &Locked) -> Result<Generator> {
 /// `vault.update_secret(…)`.
 pub fn update_secret(args: &Args) -> Result<Return> {
     let name = admitted(args, &[Action::Update])?;
-    let given = Given::parse(args, &arguments::TEXT)?;
+    let given = Given::parse(args, &arguments::UPDATE)?;
     let expected = expected_version(args.int(13))?;
     let reset = match args.text_array(14) {
         None => Vec::new(),
@@ -293,6 +375,7 @@ pub fn update_secret(args: &Args) -> Result<Return> {
     };
     check_reset(&reset, &given)?;
     let value = match (given.value, given.username, given.password) {
+        (None, None, None) if given.target.is_some() => NewValue::Again,
         (None, None, None) => NewValue::Keep,
         (Some(value), None, None) => NewValue::Opaque(value),
         (None, username, password) => NewValue::Userpass { username, password },
@@ -303,7 +386,12 @@ pub fn update_secret(args: &Args) -> Result<Return> {
             ));
         }
     };
-    let changes = Changes { properties: given.properties(), reset: args.datum(14) };
+    let target = match given.target.clone() {
+        Some(target) => TargetChange::Set(target),
+        None if reset.iter().any(|property| property == "target") => TargetChange::Clear,
+        None => TargetChange::Keep,
+    };
+    let changes = Changes { properties: given.properties(), reset: args.datum(14), target };
     if changes.is_empty() && matches!(value, NewValue::Keep) {
         return Err(invalid("nothing to update", "Pass a value, a property, or reset."));
     }
@@ -322,6 +410,7 @@ fn check_reset(reset: &[String], given: &Given<'_>) -> Result<()> {
         "allowed_ips" => given.allowed_ips.is_some(),
         "keep_versions" => given.keep_versions.is_some(),
         "expires_in" => given.expires_in.is_some(),
+        "target" => given.target.is_some(),
         _ => false,
     };
     if reset.len() > RESETTABLE.len() {

@@ -4,7 +4,9 @@
 //! is safe Rust over these wrappers. The trap it avoids: an invariant of the server that is kept in one place and
 //! forgotten in the next.
 
+pub mod alarm;
 pub mod alloc;
+pub mod call;
 pub mod catalog;
 pub mod condvar;
 pub mod datum;
@@ -14,8 +16,10 @@ pub mod guc;
 pub mod identity;
 pub mod latch;
 pub mod memory;
+pub mod password;
 pub mod scan;
 pub mod scope;
+pub mod setter;
 pub mod shmem;
 pub mod spi;
 pub mod srf;

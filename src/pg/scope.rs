@@ -24,11 +24,33 @@ pub fn inside() -> bool {
     INSIDE.get()
 }
 
+/// The flag raised or lowered, and put back as it was on every way out.
+pub(super) struct InsideFlag {
+    was: bool,
+}
+
+impl InsideFlag {
+    fn raise() -> Self {
+        Self { was: INSIDE.replace(true) }
+    }
+
+    pub(super) fn lower() -> Self {
+        Self { was: INSIDE.replace(false) }
+    }
+}
+
+impl Drop for InsideFlag {
+    fn drop(&mut self) {
+        INSIDE.set(self.was);
+    }
+}
+
 pub struct ServiceScope {
     nest: i32,
     user: pg_sys::Oid,
     context: i32,
-    was_inside: bool,
+    // Dropped after `drop` runs: the flag is up as long as the session is vault_service.
+    _inside: InsideFlag,
 }
 
 impl ServiceScope {
@@ -51,7 +73,7 @@ impl ServiceScope {
             pg_sys::SetUserIdAndSecContext(service, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
             nest
         };
-        Ok(Self { nest, user, context, was_inside: INSIDE.replace(true) })
+        Ok(Self { nest, user, context, _inside: InsideFlag::raise() })
     }
 }
 
@@ -72,7 +94,7 @@ impl ServiceScope {
 ///
 /// # Safety
 /// A nest level of the caller is open.
-unsafe fn set(name: &std::ffi::CStr, value: &std::ffi::CStr) {
+pub(super) unsafe fn set(name: &std::ffi::CStr, value: &std::ffi::CStr) {
     // SAFETY: valid strings; PGC_USERSET settings that any session may change.
     unsafe {
         pg_sys::set_config_option(
@@ -90,7 +112,6 @@ unsafe fn set(name: &std::ffi::CStr, value: &std::ffi::CStr) {
 
 impl Drop for ServiceScope {
     fn drop(&mut self) {
-        INSIDE.set(self.was_inside);
         if !std::thread::panicking() {
             // SAFETY: the values are those `enter` saved; the nest level is the one it opened.
             unsafe {

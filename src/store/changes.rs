@@ -4,6 +4,7 @@
 //! "clear" for the next; clearing is always by name, in `reset`.
 
 use hyperion_vault_core::envelope::Id;
+use hyperion_vault_core::secret::Target;
 use pgrx::pg_sys::{self, Datum};
 
 use super::secrets::{CIDR_ARRAY, Properties, TIMESTAMPTZ, returned};
@@ -17,6 +18,17 @@ pub struct Changes {
     pub properties: Properties,
     /// `text[]` of property names.
     pub reset: Option<Datum>,
+    pub target: TargetChange,
+}
+
+/// What becomes of a secret's target.
+#[derive(Default, PartialEq)]
+pub enum TargetChange {
+    #[default]
+    Keep,
+    /// By the current role.
+    Set(Target),
+    Clear,
 }
 
 impl Changes {
@@ -42,12 +54,15 @@ impl Changes {
             expires_in,
             &self.reset,
         ];
-        automatic.is_none() && keep_versions.is_none() && datums.iter().all(|datum| datum.is_none())
+        automatic.is_none()
+            && keep_versions.is_none()
+            && self.target == TargetChange::Keep
+            && datums.iter().all(|datum| datum.is_none())
     }
 }
 
 /// The properties `reset` may name.
-pub const RESETTABLE: [&str; 8] = [
+pub const RESETTABLE: [&str; 9] = [
     "description",
     "metadata",
     "rotation_interval",
@@ -56,6 +71,7 @@ pub const RESETTABLE: [&str; 8] = [
     "allowed_ips",
     "keep_versions",
     "expires_in",
+    "target",
 ];
 
 static CHANGE: Statement = Statement::new(

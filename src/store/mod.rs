@@ -10,5 +10,6 @@ pub mod roles;
 pub mod sealed;
 pub mod secrets;
 mod sql;
+pub mod targets;
 pub mod tokens;
 pub mod versions;

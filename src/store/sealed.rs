@@ -32,12 +32,12 @@ pub fn size(spi: &Spi) -> Result<i64> {
 static ALL: Statement = Statement::query(
     c"SELECT id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id, version_created_at,
         NULL::timestamptz, NULL::timestamptz, name, kind = 'automatic', description, metadata, rotation_interval, grace_period,
-        next_rotation_at, generator, allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until
+        next_rotation_at, generator, allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until, target
       FROM vault.secrets
       WHERE (expires_at IS NULL OR expires_at > clock_timestamp()) AND (recover_until IS NULL OR recover_until > clock_timestamp())
       UNION ALL
       SELECT secret_id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id, created_at,
-        superseded_at, expires_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+        superseded_at, expires_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
       FROM vault.secret_versions",
     &[],
 );
@@ -111,6 +111,7 @@ fn secret(row: &Row<'_>, id: Id, name: String) -> Option<Secret> {
         updated_at: time(row, 23)?,
         expires_at: time(row, 24),
         recover_until: time(row, 25),
+        target: row.jsonb(26),
         superseded: Vec::new(),
     })
 }
@@ -118,10 +119,10 @@ fn secret(row: &Row<'_>, id: Id, name: String) -> Option<Secret> {
 static INSERT: Statement = Statement::new(
     c"INSERT INTO vault.secrets (id, version_id, version, format, wrapped_dek, sealed, kms_key_id, kms_key_material_id,
         version_created_at, name, kind, description, metadata, rotation_interval, grace_period, next_rotation_at, generator,
-        allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until, grace_until)
+        allowed_ips, keep_versions, created_at, updated_at, expires_at, recover_until, grace_until, target)
       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
         CASE WHEN $11 THEN 'automatic'::vault.secret_kind ELSE 'manual'::vault.secret_kind END,
-        $12, $13, $14, $15, $16, $17, $18::cidr[], $19, $20, $21, $22, $23, coalesce($24, '-infinity'))
+        $12, $13, $14, $15, $16, $17, $18::cidr[], $19, $20, $21, $22, $23, coalesce($24, '-infinity'), $25)
       ON CONFLICT DO NOTHING RETURNING true",
     &[
         pg_sys::UUIDOID,
@@ -148,6 +149,7 @@ static INSERT: Statement = Statement::new(
         pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
         pg_sys::TIMESTAMPTZOID,
+        pg_sys::JSONBOID,
     ],
 );
 
@@ -199,6 +201,7 @@ pub fn insert(spi: &Spi, s: &Secret) -> Result<bool> {
         Bind::Raw(s.expires_at.map(stamp)),
         Bind::Raw(s.recover_until.map(stamp)),
         Bind::Raw(s.superseded.iter().filter_map(|superseded| superseded.expires_at).max().map(stamp)),
+        Bind::Raw(json(&s.target).transpose()?),
     ]);
     if spi.run(&INSERT, &binds)?.first().is_none() {
         return Ok(false);

@@ -37,6 +37,7 @@ mod column {
     pub const EXPIRES_AT: i16 = 22;
     pub const RECOVER_UNTIL: i16 = 23;
     pub const GRACE_UNTIL: i16 = 24;
+    pub const TARGET: i16 = 25;
 }
 
 /// A sealed version, current or not, where it is stored: a view of its row.
@@ -142,6 +143,19 @@ pub fn current(name: &str) -> Result<Option<Sealed>> {
     })
 }
 
+/// The live secret of that name as of now, and whether it has a target: for writers, since the column is the last one.
+pub fn current_with_target(name: &str) -> Result<Option<(Sealed, bool)>> {
+    let places = area::get().ok().map(|area| area.places());
+    BY_NAME.with(|table| {
+        table.point(&[Key::Text(name)], places, |row| {
+            let Some(row) = row else { return Ok(None) };
+            let found = read_current(row).ok_or_else(unreadable)?;
+            let has_target = row.bytes(column::TARGET).is_some();
+            Ok((found.presence == Presence::Live).then(|| (found.version.to_sealed(), has_target)))
+        })
+    })
+}
+
 /// Whether there is a row of that name, and how its secret is.
 pub fn state(name: &str) -> Result<Option<Presence>> {
     visit(name, |found| Ok(found.map(|found| found.presence)))
@@ -198,10 +212,12 @@ pub struct Locked {
     pub wrapped: Vec<u8>,
     /// As of the moment the lock was there.
     pub presence: Presence,
+    pub has_target: bool,
 }
 
 static LOCK: Statement = Statement::new(
-    c"SELECT id, version, version_id, kind = 'automatic', generator, keep_versions, wrapped_dek, expires_at, recover_until, format
+    c"SELECT id, version, version_id, kind = 'automatic', generator, keep_versions, wrapped_dek, expires_at, recover_until, format,
+        target IS NOT NULL
         FROM vault.secrets WHERE name = $1 FOR UPDATE",
     &[pg_sys::TEXTOID],
 );
@@ -225,6 +241,7 @@ pub fn lock_any(spi: &Spi, name: &str) -> Result<Option<Locked>> {
             keep_versions: row.int(6),
             wrapped: row.bytes(7)?.to_vec(),
             presence: presence(row.timestamp(8), row.timestamp(9)),
+            has_target: row.bool(11)?,
         })
     });
     locked.map(|locked| locked.ok_or_else(unreadable)).transpose()

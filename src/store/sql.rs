@@ -8,7 +8,8 @@ macro_rules! info {
     () => {
         "ROW(s.id, s.name, s.kind, s.format::vault.secret_format, s.version, s.description, s.metadata, \
          s.rotation_interval, s.grace_period, s.next_rotation_at, s.generator, s.allowed_ips, s.keep_versions, \
-         s.kms_key_id, s.created_at, s.updated_at, s.version_created_at, s.expires_at, s.recover_until)::vault.secret_info"
+         s.kms_key_id, s.created_at, s.updated_at, s.version_created_at, s.expires_at, s.recover_until, \
+         s.target)::vault.secret_info"
     };
 }
 

@@ -97,15 +97,27 @@ static KEEP: Statement = Statement::new(
         kms_key_material_id, created_at, superseded_at, expires_at)
       SELECT s.id, s.version_id, s.version, s.format, s.wrapped_dek, s.sealed, s.kms_key_id, s.kms_key_material_id,
         s.version_created_at, $2, CASE WHEN s.grace_period > interval '0' THEN $2 + s.grace_period END
-      FROM vault.secrets s WHERE s.id = $1",
+      FROM vault.secrets s WHERE s.id = $1 RETURNING expires_at",
     &[pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID],
 );
 
 /// Keeps the current version of a locked secret, which is about to be replaced: in grace if the secret has a grace
-/// period, else retained. The end of the grace is `secrets::replace`'s too, which remembers it in `grace_until`: whatever
-/// else ever prolongs a grace must do so as well.
-pub fn keep_current(spi: &Spi, secret: Id, now: Datum) -> Result<()> {
-    spi.run(&KEEP, &[Bind::Uuid(secret), Bind::Raw(Some(now))]).map(drop)
+/// period, else retained. Returns the end of its grace, which is `secrets::replace`'s too, which remembers it in
+/// `grace_until`: whatever else ever prolongs a grace must do so as well.
+pub fn keep_current(spi: &Spi, secret: Id, now: Datum) -> Result<Option<i64>> {
+    let rows = spi.run(&KEEP, &[Bind::Uuid(secret), Bind::Raw(Some(now))])?;
+    Ok(rows.first().and_then(|row| row.timestamp(1)))
+}
+
+static END_GRACE: Statement = Statement::new(
+    c"UPDATE vault.secret_versions SET expires_at = $3 WHERE secret_id = $1 AND version = $2 AND expires_at > $3",
+    &[pg_sys::UUIDOID, pg_sys::INT4OID, pg_sys::TIMESTAMPTZOID],
+);
+
+/// Ends the grace of a superseded version of a locked secret now.
+pub fn end_grace(spi: &Spi, secret: Id, version: i32, now: Datum) -> Result<()> {
+    let binds = [Bind::Uuid(secret), Bind::Int(version), Bind::Raw(Some(now))];
+    spi.run(&END_GRACE, &binds).map(drop)
 }
 
 static KEYS: Statement = Statement::new(

@@ -59,6 +59,8 @@ pub struct Secret {
     pub expires_at: Option<Timestamp>,
     /// Deleted, and restorable until then.
     pub recover_until: Option<Timestamp>,
+    /// JSON. Without who set it: nobody has, where it is imported, and so it is not active there.
+    pub target: Option<String>,
     /// By number, ascending, all below the current one's.
     pub superseded: Vec<Superseded>,
 }
@@ -120,6 +122,7 @@ struct SecretEntry<'a> {
     updated_at: i64,
     expires_at: Option<i64>,
     recover_until: Option<i64>,
+    target: Option<Box<RawValue>>,
     current: VersionEntry<'a>,
     superseded: Vec<SupersededEntry<'a>>,
 }
@@ -181,6 +184,7 @@ fn secret(s: &Secret) -> Option<SecretEntry<'_>> {
         updated_at: unix(s.updated_at),
         expires_at: s.expires_at.map(unix),
         recover_until: s.recover_until.map(unix),
+        target: raw(&s.target)?,
         current: version(&s.current),
         superseded: s
             .superseded

@@ -13,7 +13,7 @@ use super::{Export, Limits, NAME, Secret, Superseded, UNIX_TO_SERVER, VERSION, V
 use crate::envelope::{Format, Id, plaintext_len};
 use crate::policy::allowlist::{MAX_ITEMS, parse_network};
 use crate::secret::limits::{self, MAX_USERNAME_BYTES};
-use crate::secret::{Generator, IntervalParts, InvalidArgument, SecretName, Timestamp};
+use crate::secret::{Generator, IntervalParts, InvalidArgument, SecretName, Target, Timestamp};
 
 /// A wrapped data key: AWS KMS gives at most 6144 bytes (Encrypt, CiphertextBlob).
 const MAX_WRAPPED_BYTES: usize = 6144;
@@ -121,6 +121,7 @@ fn secret(mut f: Fields<'_>, limits: Limits) -> Result<Secret> {
         updated_at: f.time("updated_at")?,
         expires_at: f.opt("expires_at", Fields::time)?,
         recover_until: f.opt("recover_until", Fields::time)?,
+        target: checked(&mut f, "target", target)?,
         superseded,
         name,
     };
@@ -181,6 +182,10 @@ fn version(f: &mut Fields<'_>, format: Format, limits: Limits) -> Result<Version
 /// Its own error names keys it does not know, which here may be anything.
 fn generator(json: &str) -> Result<()> {
     Generator::parse(json).map(drop).map_err(|_| InvalidArgument::new("generator is not valid"))
+}
+
+fn target(json: &str) -> Result<()> {
+    Target::parse(json).map(drop).map_err(|_| InvalidArgument::new("target is not valid"))
 }
 
 fn networks(f: &mut Fields<'_>, key: &str) -> Result<Vec<ipnet::IpNet>> {

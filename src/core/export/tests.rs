@@ -38,6 +38,7 @@ fn export() -> Export {
         updated_at: Timestamp(0),
         expires_at: None,
         recover_until: None,
+        target: None,
         superseded: vec![],
     };
     let full = Secret {
@@ -58,6 +59,7 @@ fn export() -> Export {
         updated_at: Timestamp(2),
         expires_at: Some(Timestamp(5)),
         recover_until: Some(Timestamp(6)),
+        target: Some(r#"{"type": "postgres_role", "role": "app"}"#.into()),
         superseded: [2, 5, 8]
             .map(|n| Superseded {
                 version: version(n),
@@ -94,7 +96,7 @@ fn places(value: &Value, path: &str, found: &mut Vec<String>) {
         let path = format!("{path}/{key}");
         found.push(path.clone());
         // Inside these anything goes.
-        if !["metadata", "generator"].contains(&key.as_str()) {
+        if !["metadata", "generator", "target"].contains(&key.as_str()) {
             places(value, &path, found);
         }
     };
@@ -176,6 +178,7 @@ fn one_rule_each() {
         ("/secrets/1/rotation_interval", json!(null), "automatic secret has one"),
         ("/secrets/1/grace_period/days", json!(-1), "grace_period"),
         ("/secrets/1/generator", json!({"length": 0}), "generator"),
+        ("/secrets/1/target", json!({"type": "shell"}), "target"),
         ("/secrets/1/allowed_ips", json!([]), "networks"),
         ("/secrets/1/allowed_ips/0", json!("10.0.0.1/8"), "networks"),
         ("/secrets/1/allowed_ips/0", json!("local"), "networks"),

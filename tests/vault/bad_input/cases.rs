@@ -102,7 +102,7 @@ create_secret('n', $V, keep_versions => 1001) | 22023 | keep_versions is out of 
 update_secret('s', keep_versions => -1) | 22023 | keep_versions is out of range | Pass 0 to keep none
 # Resets.
 create_secret('n', $V, allowed_ips => array_fill('10.0.0.0/8'::cidr, array[1025])) | 22023 | allowed_ips has too many entries | Combine
-update_secret('s', reset => array_fill('metadata'::text, array[9])) | 22023 | reset names more properties than there are | description, metadata
+update_secret('s', reset => array_fill('metadata'::text, array[10])) | 22023 | reset names more properties than there are | description, metadata
 update_secret('s', reset => '{value}') | 22023 | reset names an unknown property | description, metadata
 update_secret('s', reset => '{kind}') | 22023 | reset names an unknown property | description, metadata
 update_secret('s', reset => '{Description}') | 22023 | reset names an unknown property | description, metadata

@@ -1,0 +1,80 @@
+//! [`SetterScope`]: the state in which a secret's target is applied, as the role that set it.
+//!
+//! Inside it the session is that role, in a security-restricted operation: no SET ROLE, no temporary objects, nothing
+//! deferred to a time when the session is somebody else again. `search_path` is `pg_catalog, pg_temp`, and the settings
+//! by which a caller could bend what runs here are the server's own. Settings that change inside do not outlive it. The
+//! flag behind `vault._inside()` is down: this is where code that is not ours runs.
+//!
+//! Client backends and database workers, main thread. The trap it avoids: rights that come from whoever happens to
+//! rotate, or from the worker, which is a superuser. What is put back on the way out, and how, is as in `scope`.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys::{self, Oid};
+
+use super::scope::{InsideFlag, set};
+
+pub struct SetterScope {
+    nest: i32,
+    user: Oid,
+    context: i32,
+    _outside: InsideFlag,
+}
+
+impl SetterScope {
+    pub fn enter(setter: Oid) -> Self {
+        let mut user = Oid::INVALID;
+        let mut context = 0;
+        // SAFETY: out-parameters are valid; the calls below only change session state that `drop`, or the abort of
+        // the surrounding (sub)transaction, restores.
+        let nest = unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+            let nest = pg_sys::NewGUCNestLevel();
+            set(c"search_path", c"pg_catalog, pg_temp");
+            set(c"row_security", c"on");
+            set(c"TimeZone", c"UTC");
+            set(c"DateStyle", c"ISO, MDY");
+            // The statements of a function that gets a value are not to be shown with their parameters on account of
+            // the caller.
+            for name in [c"debug_print_parse", c"debug_print_rewritten", c"debug_print_plan"] {
+                set(name, c"off");
+            }
+            reset_to_servers(c"scram_iterations");
+            let restricted = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
+            pg_sys::SetUserIdAndSecContext(setter, context | restricted as i32);
+            nest
+        };
+        Self { nest, user, context, _outside: InsideFlag::lower() }
+    }
+}
+
+/// Undoes what the session itself has set: whoever rotates does not choose how hard a password is to guess.
+///
+/// # Safety
+/// A nest level of the caller is open.
+unsafe fn reset_to_servers(name: &CStr) {
+    // PostgreSQL 15 does not have the setting.
+    if cfg!(feature = "pg15") {
+        return;
+    }
+    // SAFETY: the setting exists; its reset value is copied by whoever takes it over.
+    unsafe {
+        let value = pg_sys::GetConfigOptionResetString(name.as_ptr());
+        if !value.is_null() {
+            set(name, CStr::from_ptr(value));
+        }
+    }
+}
+
+impl Drop for SetterScope {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // Not as at a commit: a setting that a function changed inside goes back as well.
+            // SAFETY: the values are those `enter` saved; the nest level is the one it opened.
+            unsafe {
+                pg_sys::SetUserIdAndSecContext(self.user, self.context);
+                pg_sys::AtEOXact_GUC(false, self.nest);
+            }
+        }
+    }
+}
