@@ -25,6 +25,7 @@ mod remembered;
 mod review;
 mod secrets;
 mod tamper;
+mod target;
 mod travel;
 mod triggers;
 mod upgrade;
