@@ -20,6 +20,7 @@ mod kms_fake;
 mod leaks;
 mod load;
 mod moto;
+mod places;
 mod races;
 mod remembered;
 mod review;
