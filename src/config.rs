@@ -54,6 +54,8 @@ static MAX_SECRET_BYTES: Int = Int::new(1_048_576);
 static HOOK_TIMEOUT_MS: Int = Int::new(5_000);
 #[cfg(feature = "testing")]
 static TEST_FAULTS: Str = Str::new(Some(c""));
+#[cfg(feature = "testing")]
+static TEST_COUNTERS: Str = Str::new(Some(c""));
 
 fn check_allowed_ips(value: &str) -> Result<(), InvalidArgument> {
     Allowlist::parse(value).map(drop)
@@ -250,6 +252,8 @@ pub fn define() {
         private,
         faults_hook,
     );
+    #[cfg(feature = "testing")]
+    crate::pg::guc::define_counters(c"hyperion_vault.test_counters", &TEST_COUNTERS);
 
     let int = |name, description, setting: &'static Int, min, max, context, flags| {
         GucRegistry::define_int_guc(name, description, c"", setting, min, max, context, flags);

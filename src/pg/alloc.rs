@@ -38,8 +38,14 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// How often memory was asked for, for the tests of what a read costs.
+#[cfg(feature = "testing")]
+pub static ASKED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
 #[inline]
 fn checked(memory: *mut u8, size: usize) -> *mut u8 {
+    #[cfg(feature = "testing")]
+    ASKED.fetch_add(1, Ordering::Relaxed);
     if memory.is_null() {
         exhausted(size);
     }

@@ -2,6 +2,7 @@
 //!
 //! Main thread only. Results are allocated in the current memory context, as the server expects of a function.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -227,9 +228,30 @@ pub unsafe fn interval(datum: Datum) -> (i32, i32, i64) {
     (parts.month, parts.day, parts.time)
 }
 
-/// The enum value of that label. The type must have it.
-pub fn enum_value(type_name: &str, label: &str) -> Datum {
-    pgrx::enum_helper::lookup_enum_by_label(type_name, label)
+thread_local! {
+    /// Enum values by type and label, and the generation of the relation cache in which they were looked up: a type is
+    /// made anew only with the extension, whose tables are made anew too.
+    static LABELS: RefCell<(u64, Vec<(&'static str, &'static str, Datum)>)> = const { RefCell::new((0, Vec::new())) };
+}
+
+/// The enum value of that label. The type must have it. Remembered: the server parses the type's name for it.
+pub fn enum_value(type_name: &'static str, label: &'static str) -> Datum {
+    let generation = super::scan::generation();
+    let known = LABELS.with_borrow(|(seen, labels)| {
+        let same = |(of, known, _): &&(&str, &str, Datum)| *of == type_name && *known == label;
+        (*seen == generation).then(|| labels.iter().find(same).map(|(.., value)| *value)).flatten()
+    });
+    known.unwrap_or_else(|| {
+        let value = pgrx::enum_helper::lookup_enum_by_label(type_name, label);
+        LABELS.with_borrow_mut(|(seen, labels)| {
+            if *seen != generation {
+                labels.clear();
+                *seen = generation;
+            }
+            labels.push((type_name, label, value));
+        });
+        value
+    })
 }
 
 /// A copy of a by-reference value with a length word (text, bytea, jsonb, a composite) in the current memory context.

@@ -4,6 +4,8 @@
 //! [`sql_function!`]. Runs in client backends, main thread. The trap it avoids: an argument read as a type it does
 //! not have: each accessor names the SQL type the declaration must give at that position; a test compares them.
 
+use std::cell::RefCell;
+
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo};
 
 use super::datum;
@@ -134,19 +136,46 @@ impl Args {
 
     /// A composite result built from values in the order of the declared OUT parameters.
     pub fn row(&self, values: &mut [Datum], nulls: &mut [bool]) -> Return {
-        let mut desc: pg_sys::TupleDesc = std::ptr::null_mut();
-        // SAFETY: fcinfo is valid; a function declared with OUT parameters resolves to a composite, and `values`
-        // has one entry per column (checked).
+        let desc = self.result_desc();
+        // SAFETY: the descriptor is this session's for good; `values` has one entry per column (checked).
         unsafe {
-            let class = pg_sys::get_call_result_type(self.fcinfo, std::ptr::null_mut(), &mut desc);
-            assert!(
-                class == pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE && (*desc).natts as usize == values.len(),
-                "function result does not match its declaration"
-            );
-            let desc = pg_sys::BlessTupleDesc(desc);
+            assert!((*desc).natts as usize == values.len(), "function result does not match its declaration");
             let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
             Return::Value(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
         }
+    }
+
+    /// The row type of the function's result. Made once per session and function, since making one reads the function's
+    /// declaration; whoever evaluates the call compares it with the declaration it was planned for.
+    fn result_desc(&self) -> pg_sys::TupleDesc {
+        thread_local! {
+            static DESCS: RefCell<Vec<(pg_sys::Oid, pg_sys::TupleDesc)>> = const { RefCell::new(Vec::new()) };
+        }
+        // SAFETY: fcinfo is valid; flinfo, where set, is the caller's.
+        let function = unsafe {
+            let flinfo = (*self.fcinfo).flinfo;
+            if flinfo.is_null() { pg_sys::Oid::INVALID } else { (*flinfo).fn_oid }
+        };
+        let known =
+            DESCS.with_borrow(|descs| descs.iter().find(|(of, _)| *of == function).map(|(_, desc)| *desc));
+        known.unwrap_or_else(|| {
+            let mut desc: pg_sys::TupleDesc = std::ptr::null_mut();
+            // SAFETY: fcinfo is valid; a function declared with OUT parameters resolves to a composite (checked). The copy
+            // is in memory that lasts as long as the session, and so does the row type that it is registered as.
+            let desc = unsafe {
+                let class = pg_sys::get_call_result_type(self.fcinfo, std::ptr::null_mut(), &mut desc);
+                assert!(
+                    class == pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE,
+                    "function result does not match its declaration"
+                );
+                let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+                let desc = pg_sys::CreateTupleDescCopy(desc);
+                pg_sys::MemoryContextSwitchTo(before);
+                pg_sys::BlessTupleDesc(desc)
+            };
+            DESCS.with_borrow_mut(|descs| descs.push((function, desc)));
+            desc
+        })
     }
 
     /// The table, if this is the call of a trigger.

@@ -109,6 +109,31 @@ pub fn define_checked_string(
     };
 }
 
+/// Registers a setting that nobody sets and that shows what this process has counted: allocations of ours, and guards that
+/// point reads entered.
+#[cfg(feature = "testing")]
+pub fn define_counters(name: &'static CStr, setting: &'static pgrx::GucSetting<Option<CString>>) {
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn show() -> *const c_char {
+        let allocations = super::alloc::ASKED.load(std::sync::atomic::Ordering::Relaxed);
+        palloc_cstr(&format!("{allocations} {}", super::scan::GUARDS.get()))
+    }
+    // SAFETY: the hook returns a string in memory that outlives its use.
+    unsafe {
+        pgrx::GucRegistry::define_string_guc_with_hooks(
+            name,
+            c"Allocations and guards of this process (test builds only).",
+            c"",
+            setting,
+            pgrx::GucContext::Internal,
+            pgrx::GucFlags::default(),
+            None,
+            None,
+            Some(show),
+        )
+    };
+}
+
 /// From now on unknown settings under the prefix are refused, and those set before are dropped with a warning.
 pub fn reserve_prefix(prefix: &'static CStr) {
     // SAFETY: a valid string; after all settings are defined.

@@ -319,8 +319,16 @@ const LOCK: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
 /// # Safety
 /// `f` has nothing to drop, and does not panic.
 unsafe fn guarded<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "testing")]
+    GUARDS.set(GUARDS.get() + 1);
     // SAFETY: as the caller promises; main thread (checked inside).
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(f) }
+}
+
+#[cfg(feature = "testing")]
+thread_local! {
+    /// Guards of this file that were entered, for the tests of what a read costs.
+    pub static GUARDS: Cell<u64> = const { Cell::new(0) };
 }
 
 thread_local! {

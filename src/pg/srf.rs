@@ -24,6 +24,9 @@ const MAX_BYTES: usize = 512 << 20;
 /// it never does.
 const STORE_KIB: i32 = 1 << 20;
 
+/// More than any function here returns.
+const MAX_COLUMNS: usize = 16;
+
 impl RowSet {
     pub fn begin(args: &Args) -> Result<Self> {
         // SAFETY: fcinfo is that of the running call; resultinfo, where set, is a node the executor owns.
@@ -53,13 +56,21 @@ impl RowSet {
 
     /// Adds a row: one value per column, None for NULL. The values are copied.
     pub fn push(&self, values: &[Option<Datum>]) -> Result<()> {
-        let nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
-        let values: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::null())).collect();
+        let mut nulls = [true; MAX_COLUMNS];
+        let mut datums = [Datum::null(); MAX_COLUMNS];
+        for ((null, datum), value) in nulls.iter_mut().zip(&mut datums).zip(values) {
+            *null = value.is_none();
+            *datum = value.unwrap_or(Datum::null());
+        }
         // SAFETY: the descriptor lives in the query's memory; one value per column is asserted. The tuple is ours.
         unsafe {
-            assert!((*self.desc).natts as usize == values.len(), "row does not match the declared result");
+            let columns = (*self.desc).natts as usize;
+            assert!(
+                columns == values.len() && columns <= MAX_COLUMNS,
+                "row does not match the declared result"
+            );
             // Older majors declare the arrays as mutable; none writes to them.
-            let (values, nulls) = (values.as_ptr().cast_mut(), nulls.as_ptr().cast_mut());
+            let (values, nulls) = (datums.as_ptr().cast_mut(), nulls.as_ptr().cast_mut());
             let tuple = pg_sys::heap_form_tuple(self.desc, values, nulls);
             let put = self.put(tuple);
             pg_sys::heap_freetuple(tuple);

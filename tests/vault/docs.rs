@@ -249,7 +249,7 @@ fn named_settings_and_functions_exist(client: &mut Client) {
 fn settings_are_as_documented(client: &mut Client) {
     let sql = "SELECT name, coalesce(boot_val, ''), coalesce(unit, ''), coalesce(min_val, ''), \
                  coalesce(max_val, ''), context FROM pg_settings \
-               WHERE name LIKE 'hyperion\\_vault.%' AND name <> 'hyperion_vault.test_faults' ORDER BY name";
+               WHERE name LIKE 'hyperion\\_vault.%' AND name NOT LIKE 'hyperion\\_vault.test\\_%' ORDER BY name";
     let rows = client.query(sql, &[]).expect("pg_settings can be read");
     assert!(rows.len() >= 13);
     for document in SETTINGS {

@@ -193,3 +193,57 @@ fn rows_on_the_move() {
     println!("{reads} reads");
     assert!(reads > 500, "hardly anything was read: {reads}");
 }
+
+/// What a warm read costs, in things that can be counted on any machine: a gate against becoming slower by accident. Whoever
+/// has to raise a number here says why in docs/performance.md.
+#[test]
+fn the_cost_of_a_warm_read() {
+    let cluster = Cluster::builder().conf("autovacuum", "off").start();
+    let vault = cluster.vault();
+    let mut ops = vault.ops();
+    ops.ask("SELECT vault.create_secret('a', repeat('v', 64))");
+    ops.ask("SELECT vault.create_secret(name => 'u', username => 'user', password => repeat('v', 64))");
+    ops.ask(
+        "SELECT vault.create_secret('g', 'v1', grace_period => '1 hour'); SELECT vault.put_secret('g', 'v2')",
+    );
+    let mut app = vault.app();
+    let mut count = |statement: &str| {
+        let counters = |client: &mut Client| -> Vec<u64> {
+            let shown = client.ask("SHOW hyperion_vault.test_counters");
+            shown.split(' ').map(|count| count.parse().unwrap()).collect()
+        };
+        app.ask(statement);
+        let before = counters(&mut app);
+        let at_rest = counters(&mut app);
+        let descents = descents(&mut app, statement);
+        let after = counters(&mut app);
+        // A counting allocates too.
+        let calls = |of: usize| (after[of] - at_rest[of]).saturating_sub(at_rest[of] - before[of]);
+        (calls(0), calls(1), descents)
+    };
+    // A hundred calls: allocations of ours, guards (each saves the state to come back to after an error), index descents.
+    for (call, allocations, guards) in [
+        // Look at the row, let go of it.
+        ("vault.read_secret('a')", 0, 200),
+        ("vault.read_secret_bytes('a')", 0, 200),
+        // The opened payload, of which the password is a part.
+        ("vault.read_secret('u')", 100, 200),
+        // The secret's row, then the version's.
+        ("vault.read_secret('g', 1)", 0, 400),
+        // The opened value, to compare with.
+        ("vault.verify('a', 'x')", 100, 200),
+        ("get.value", 0, 200),
+    ] {
+        // The names differ for the planner, which would call a function of constants once.
+        let get = ", LATERAL vault.get_secret(left('a' || i, 1)) get";
+        let from = if call == "get.value" { get } else { "" };
+        let statement = format!("SELECT count({call}) FROM generate_series(1, 100) i{from}");
+        let (allocated, guarded, descents) = count(&statement);
+        println!("{call}: {allocated} allocations, {guarded} guards, {descents} descents");
+        assert_eq!(descents, "0|0", "{call} goes through an index");
+        assert!(
+            allocated <= allocations && guarded <= guards,
+            "{call}: {allocated} allocations, {guarded} guards"
+        );
+    }
+}

@@ -34,7 +34,7 @@ fn settings() {
     let (mut app, mut root) = (vault.app(), vault.root());
     // test_faults exists only in test builds.
     let listed = "SELECT substr(name, 16), boot_val, context FROM pg_settings
-                   WHERE name LIKE 'hyperion\\_vault.%' AND name <> 'hyperion_vault.test_faults' ORDER BY name COLLATE \"C\"";
+                   WHERE name LIKE 'hyperion\\_vault.%' AND name NOT LIKE 'hyperion\\_vault.test\\_%' ORDER BY name COLLATE \"C\"";
     assert_eq!(root.ask(listed), SETTINGS);
     assert_eq!(root.ask("SELECT count(*) FROM pg_settings WHERE name LIKE 'hyperion\\_vault.%' AND coalesce(short_desc, '') = ''"), "0");
     let names = SETTINGS.lines().map(|line| line.split('|').next().unwrap_or_default());
