@@ -228,17 +228,20 @@ pub unsafe fn interval(datum: Datum) -> (i32, i32, i64) {
     (parts.month, parts.day, parts.time)
 }
 
+/// Type and label of an enum, and the value.
+type Label = (&'static str, &'static str, Datum);
+
 thread_local! {
     /// Enum values by type and label, and the generation of the relation cache in which they were looked up: a type is
     /// made anew only with the extension, whose tables are made anew too.
-    static LABELS: RefCell<(u64, Vec<(&'static str, &'static str, Datum)>)> = const { RefCell::new((0, Vec::new())) };
+    static LABELS: RefCell<(u64, Vec<Label>)> = const { RefCell::new((0, Vec::new())) };
 }
 
 /// The enum value of that label. The type must have it. Remembered: the server parses the type's name for it.
 pub fn enum_value(type_name: &'static str, label: &'static str) -> Datum {
     let generation = super::scan::generation();
     let known = LABELS.with_borrow(|(seen, labels)| {
-        let same = |(of, known, _): &&(&str, &str, Datum)| *of == type_name && *known == label;
+        let same = |(of, known, _): &&Label| *of == type_name && *known == label;
         (*seen == generation).then(|| labels.iter().find(same).map(|(.., value)| *value)).flatten()
     });
     known.unwrap_or_else(|| {
