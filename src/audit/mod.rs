@@ -22,6 +22,7 @@ mod spool;
 pub mod status;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -61,15 +62,41 @@ struct Running {
     operation: &'static Operation,
     /// The name of the token in force when it began.
     token: Option<Rc<str>>,
-    subject: Option<String>,
-    detail: Option<String>,
+    has_subject: bool,
+    detail: Option<Cow<'static, str>>,
     version: Option<i32>,
-    /// Frames of records that this one call leaves in the place of one.
-    frames: Vec<u8>,
+    buffers: Buffers,
     records: u64,
 }
 
+/// What every record is put together in: kept from one operation to the next, so that a read allocates nothing for it.
+#[derive(Default)]
+struct Buffers {
+    /// What the operation is about, if it has said so.
+    subject: String,
+    /// Frames of records that this one call leaves in the place of one.
+    frames: Vec<u8>,
+}
+
+impl Buffers {
+    /// Longer ones, of batches, are given back.
+    const KEPT: usize = 16 << 10;
+
+    fn take() -> Self {
+        SPARE.take().unwrap_or_default()
+    }
+
+    fn keep(mut self) {
+        if self.frames.capacity() <= Self::KEPT {
+            self.frames.clear();
+            self.subject.clear();
+            SPARE.set(Some(self));
+        }
+    }
+}
+
 thread_local! {
+    static SPARE: Cell<Option<Buffers>> = const { Cell::new(None) };
     static STACK: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
     static ACTOR: RefCell<Actor> = const { RefCell::new(Actor::nobody()) };
     static WATCHING_EXIT: Cell<bool> = const { Cell::new(false) };
@@ -136,10 +163,10 @@ fn begin(operation: &'static Operation) {
         stack.push(Running {
             operation,
             token,
-            subject: None,
+            has_subject: false,
             detail: None,
             version: None,
-            frames: Vec::new(),
+            buffers: Buffers::take(),
             records: 0,
         });
     });
@@ -156,9 +183,9 @@ fn with_running(f: impl FnOnce(&mut Running)) {
 /// What the running operation is about. Only ever a name that was found well-formed: anything else may be a value in the
 /// wrong place.
 pub fn subject(name: &str) {
-    with_running(|running| match &mut running.subject {
-        Some(subject) => name.clone_into(subject),
-        None => running.subject = Some(name.to_owned()),
+    with_running(|running| {
+        name.clone_into(&mut running.buffers.subject);
+        running.has_subject = true;
     });
 }
 
@@ -168,7 +195,7 @@ pub fn version(version: i32) {
 }
 
 /// What else is to be said: a word of ours, or another name.
-pub fn detail(text: impl Into<String>) {
+pub fn detail(text: impl Into<Cow<'static, str>>) {
     let text = text.into();
     with_running(|running| running.detail = Some(text));
 }
@@ -176,10 +203,10 @@ pub fn detail(text: impl Into<String>) {
 /// One of several secrets that the running operation gives out: leaves a record of its own.
 pub fn each(name: &str, version: i32) {
     with_running(|running| {
-        let mut frames = std::mem::take(&mut running.frames);
+        let mut frames = std::mem::take(&mut running.buffers.frames);
         let about = About { subject: Some(name), version: Some(version), ..About::of(running) };
         about.push(&mut frames, Outcome::Ok, None, 0);
-        (running.frames, running.records) = (frames, running.records + 1);
+        (running.buffers.frames, running.records) = (frames, running.records + 1);
     });
 }
 
@@ -200,7 +227,7 @@ impl<'a> About<'a> {
         Self {
             operation: running.operation,
             token: running.token.as_deref(),
-            subject: running.subject.as_deref(),
+            subject: running.has_subject.then_some(running.buffers.subject.as_str()),
             detail: running.detail.as_deref(),
             version: running.version,
             occurrences: 1,
@@ -256,7 +283,7 @@ fn end() -> Option<Running> {
 
 fn succeeded() -> Result<()> {
     let Some(mut running) = end() else { return Ok(()) };
-    let mut frames = std::mem::take(&mut running.frames);
+    let mut frames = std::mem::take(&mut running.buffers.frames);
     if running.records == 0 {
         // What has written nothing has nothing that could be rolled back.
         let xid = match running.operation.kind {
@@ -267,7 +294,9 @@ fn succeeded() -> Result<()> {
         About::of(&running).push(&mut frames, outcome, None, xid);
         running.records = 1;
     }
-    match spool::append(&mut frames, running.records, Class::Needed) {
+    let appended = spool::append(&mut frames, running.records, Class::Needed);
+    Buffers { frames, ..running.buffers }.keep();
+    match appended {
         Err(_) if running.operation.kind == Kind::Watch => Ok(()),
         result => result,
     }

@@ -100,8 +100,9 @@ pub fn sqlstate_of_panic(payload: &(dyn std::any::Any + Send)) -> [u8; 5] {
 
 /// The user that the server runs as.
 pub fn server_user() -> u32 {
-    // SAFETY: no arguments; cannot fail.
-    unsafe { libc::geteuid() }
+    static USER: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    // SAFETY: no arguments; cannot fail. The server never becomes another user.
+    *USER.get_or_init(|| unsafe { libc::geteuid() })
 }
 
 /// The name of this machine.

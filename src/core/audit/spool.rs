@@ -128,7 +128,6 @@ struct Open {
 /// Where an append ended, for who wants to wait until it is on disk.
 pub struct Appended {
     pub segment: u64,
-    offset: Option<u64>,
 }
 
 impl Appender {
@@ -184,8 +183,7 @@ impl Appender {
             return match written {
                 Ok(written) if written == frames.len() => {
                     shared.appended.fetch_add(records, Relaxed);
-                    // With O_APPEND the descriptor stands behind what it wrote itself.
-                    Ok(Appended { segment, offset: open.file.stream_position().ok() })
+                    Ok(Appended { segment })
                 }
                 Ok(_) => {
                     Err(AppendError::Io { doing: "writing", error: io::Error::from_raw_os_error(NO_SPACE) })
@@ -198,11 +196,12 @@ impl Appender {
     /// Has everything up to `appended` on disk: by another's sync, or by an own one that serves the others too. False if
     /// another is at it: wait a moment and ask again.
     pub fn sync(&mut self, shared: &Shared, appended: &Appended) -> Result<bool, AppendError> {
-        let want = Synced::new(appended.segment, appended.offset.unwrap_or(u64::from(u32::MAX)));
-        let Some(open) = &self.open else { return Ok(true) };
+        let Some(open) = &mut self.open else { return Ok(true) };
         if open.segment != appended.segment {
             return Ok(true);
         }
+        // With O_APPEND the descriptor stands behind what it wrote itself, which nobody has added to since.
+        let want = Synced::new(appended.segment, open.file.stream_position().unwrap_or(u64::from(u32::MAX)));
         if shared.synced(open.segment) >= want {
             return Ok(true);
         }
