@@ -60,6 +60,8 @@ pub enum Kind {
 /// An operation that is running.
 struct Running {
     operation: &'static Operation,
+    /// Who was calling when it began: an operation inside it may be somebody else's.
+    who: Rc<Names>,
     /// The name of the token in force when it began.
     token: Option<Rc<str>>,
     has_subject: bool,
@@ -103,24 +105,32 @@ thread_local! {
 }
 
 /// Who is calling, in names.
-struct Actor {
-    known: Option<(Oid, Oid, u64)>,
+#[derive(Default)]
+struct Names {
     session_role: String,
     role: String,
 }
 
+/// The names as they were looked up last, and for whom.
+struct Actor {
+    known: Option<((Oid, Oid, u64), Rc<Names>)>,
+}
+
 impl Actor {
     const fn nobody() -> Self {
-        Self { known: None, session_role: String::new(), role: String::new() }
+        Self { known: None }
     }
 
     /// Looks the names up, if they may not be those of last time.
-    fn identify(&mut self) {
+    fn identify(&mut self) -> Rc<Names> {
         let who = (identity::session_user(), identity::current_user(), identity::roles_generation());
-        if self.known != Some(who) {
-            self.session_role = name_of(who.0);
-            self.role = name_of(who.1);
-            self.known = Some(who);
+        match &self.known {
+            Some((known, names)) if *known == who => Rc::clone(names),
+            _ => {
+                let names = Rc::new(Names { session_role: name_of(who.0), role: name_of(who.1) });
+                self.known = Some((who, Rc::clone(&names)));
+                names
+            }
         }
     }
 }
@@ -157,11 +167,12 @@ fn begin(operation: &'static Operation) {
     if !WATCHING_EXIT.replace(true) {
         exit::before_exit(ended_by_exit);
     }
-    ACTOR.with_borrow_mut(Actor::identify);
+    let who = ACTOR.with_borrow_mut(Actor::identify);
     let token = gate::token_name();
     STACK.with_borrow_mut(|stack| {
         stack.push(Running {
             operation,
+            who,
             token,
             has_subject: false,
             detail: None,
@@ -213,56 +224,53 @@ pub fn each(name: &str, version: i32) {
 /// What goes into a record besides the actor.
 struct About<'a> {
     operation: &'static Operation,
+    who: &'a Names,
     token: Option<&'a str>,
     subject: Option<&'a str>,
     detail: Option<&'a str>,
     version: Option<i32>,
     occurrences: u32,
-    /// A role and its address that the record is of, if not the caller.
-    other: Option<(&'a str, log::Client<'a>)>,
+    /// The address, if not that of this session.
+    client: Option<log::Client<'a>>,
 }
 
 impl<'a> About<'a> {
     fn of(running: &'a Running) -> Self {
         Self {
             operation: running.operation,
+            who: &running.who,
             token: running.token.as_deref(),
             subject: running.has_subject.then_some(running.buffers.subject.as_str()),
             detail: running.detail.as_deref(),
             version: running.version,
             occurrences: 1,
-            other: None,
+            client: None,
         }
     }
 
     fn push(&self, frames: &mut Vec<u8>, outcome: Outcome, sqlstate: Option<[u8; 5]>, xid: u64) {
-        ACTOR.with_borrow(|actor| {
-            crate::config::with_node_name(|node| {
-                with_client(|client| {
-                    let (session_role, role, client) = match self.other {
-                        Some((other, client)) => (other, other, client),
-                        None => (actor.session_role.as_str(), actor.role.as_str(), client),
-                    };
-                    let record = log::Record {
-                        at: crate::pg::clock(),
-                        timeline: xact::timeline(),
-                        xid,
-                        occurrences: self.occurrences,
-                        outcome,
-                        sqlstate,
-                        version: self.version,
-                        client,
-                        node,
-                        session_role,
-                        role,
-                        token: self.token,
-                        action: self.operation.action,
-                        function: self.operation.function,
-                        subject: self.subject,
-                        detail: self.detail,
-                    };
-                    log::push(frames, |out| record.encode(out));
-                });
+        crate::config::with_node_name(|node| {
+            with_client(|client| {
+                let client = self.client.unwrap_or(client);
+                let record = log::Record {
+                    at: crate::pg::clock(),
+                    timeline: xact::timeline(),
+                    xid,
+                    occurrences: self.occurrences,
+                    outcome,
+                    sqlstate,
+                    version: self.version,
+                    client,
+                    node,
+                    session_role: &self.who.session_role,
+                    role: &self.who.role,
+                    token: self.token,
+                    action: self.operation.action,
+                    function: self.operation.function,
+                    subject: self.subject,
+                    detail: self.detail,
+                };
+                log::push(frames, |out| record.encode(out));
             });
         });
     }

@@ -147,15 +147,17 @@ pub fn write_counted(actor: log::Actor, count: u64) {
     static SEVERAL: super::Operation =
         super::Operation { function: "several", action: "several", kind: super::Kind::Read };
     let role = super::name_of(actor.role.into());
+    let who = super::Names { session_role: role.clone(), role };
     let client = actor.address.map_or(log::Client::None, log::Client::Ip);
     let about = About {
         operation: &SEVERAL,
+        who: &who,
         token: None,
         subject: None,
         detail: Some("counted instead of written, since they were many"),
         version: None,
         occurrences: u32::try_from(count).unwrap_or(u32::MAX),
-        other: Some((&role, client)),
+        client: Some(client),
     };
     let mut frames = Vec::new();
     about.push(&mut frames, log::Outcome::Denied, None, 0);
