@@ -73,6 +73,13 @@ fn refused(role: &str, caught: CaughtError) -> Result<Oid> {
     if crate::error::is_for_the_caller(report.sql_error_code()) {
         caught.rethrow();
     }
+    // The server has no code for it, and does not translate it: somebody else altered the role and committed while this
+    // waited for its row.
+    if report.message().starts_with("tuple concurrently") {
+        VaultError::new(Kind::Conflict, format!("role \"{role}\" was altered meanwhile"))
+            .hint("Try again.")
+            .raise();
+    }
     let mut reason = report.message().to_owned();
     if let Some(detail) = report.detail() {
         reason = format!("{reason}: {detail}");
