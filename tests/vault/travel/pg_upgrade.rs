@@ -21,6 +21,17 @@ fn pg_upgrade() {
          CREATE VIEW public.names AS SELECT name FROM vault.list_secrets();
          GRANT USAGE ON SCHEMA vault TO nobody_special; GRANT EXECUTE ON FUNCTION vault.status() TO nobody_special",
     );
+    // Targets, of a role that is no superuser and of the one that is: oids of roles stay, those of functions do not.
+    old.superuser().ask(
+        "CREATE ROLE keeper LOGIN CREATEROLE IN ROLE vault_admin; CREATE ROLE svc LOGIN; GRANT svc TO keeper WITH ADMIN OPTION;
+         CREATE SCHEMA hooks; CREATE TABLE hooks.seen (value text);
+         CREATE FUNCTION hooks.f(text, int) RETURNS void LANGUAGE sql AS 'INSERT INTO hooks.seen SELECT vault.read_secret($1, $2)';
+         SELECT vault.create_secret('hooked', 'v', generator => '{}', target => '{\"type\":\"function\",\"function\":\"hooks.f\"}')",
+    );
+    old.connect("keeper", "postgres").ask(
+        "SELECT vault.create_secret('db/svc', generator => '{}', target => '{\"type\":\"postgres_role\",\"role\":\"svc\"}')",
+    );
+    old.superuser().ask("REVOKE vault_admin FROM keeper");
     let known = learn(&mut reader(&old));
     forget_marks_that_are_too_new(&old, &newer);
     old.stop(StopMode::Fast);
@@ -46,10 +57,20 @@ fn pg_upgrade() {
         let mut root = new.superuser();
         assert_eq!(
             root.ask("SELECT (info).name, kind, (SELECT count(*) FROM names) FROM kept"),
-            "auto|automatic|6"
+            "auto|automatic|8"
         );
         assert!(new.connect("nobody_special", "postgres").ask("SELECT vault.status()").contains("vault_id"));
         goes_on(&new, &known);
+        let verifier = "SELECT rolpassword FROM pg_authid WHERE rolname = 'svc'";
+        let before = root.ask(verifier);
+        new.connect("ops", "postgres")
+            .ask("SELECT vault.rotate_secret('db/svc'), vault.rotate_secret('hooked')");
+        assert!(root.ask(verifier) != before && before.starts_with("SCRAM"));
+        assert_eq!(
+            root.ask("SELECT count(*) FROM hooks.seen WHERE value = vault.read_secret('hooked')"),
+            "1",
+            "the function that is there now"
+        );
     }
 }
 
