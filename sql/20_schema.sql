@@ -73,7 +73,10 @@ CREATE TYPE vault.secret_info AS (
     version_created_at timestamptz,
     expires_at timestamptz,
     recover_until timestamptz,
-    target jsonb
+    target jsonb,
+    rotation_attempts int,
+    rotation_error text,
+    rotation_retry_at timestamptz
 );
 COMMENT ON TYPE vault.secret_info IS 'what may be known of a secret without reading it; never plaintext';
 
@@ -147,6 +150,10 @@ CREATE TABLE vault.secrets (
     target_set_by text COLLATE "C",
     target_set_by_oid oid,
     target_roles oid[],
+    -- Of a scheduled rotation that fails: attempts in a row, the last error, when it is tried again.
+    rotation_attempts int,
+    rotation_error text,
+    rotation_retry_at timestamptz,
     CONSTRAINT secrets_name_key UNIQUE (name)
 );
 -- For the question whether a role is another secret's target already. Few secrets have one.
@@ -160,6 +167,16 @@ COMMENT ON COLUMN vault.secrets.grace_until IS 'end of the last grace of any sup
 COMMENT ON COLUMN vault.secrets.target IS 'what each new version is handed to, in the same transaction';
 COMMENT ON COLUMN vault.secrets.target_set_by IS 'the role that set the target, as which it is applied; counts only while target_set_by_oid is that role';
 COMMENT ON COLUMN vault.secrets.target_roles IS 'oids of the roles that the target names';
+
+COMMENT ON COLUMN vault.secrets.rotation_attempts IS 'how often in a row scheduled rotation has failed; NULL when it has not';
+COMMENT ON COLUMN vault.secrets.rotation_error IS 'why it failed last';
+COMMENT ON COLUMN vault.secrets.rotation_retry_at IS 'when it is tried again; next_rotation_at stays what it was';
+-- What the maintenance worker looks for: each holds only rows that have a date, in its order, so that what is not due
+-- costs a look nothing.
+CREATE INDEX secrets_due_idx ON vault.secrets ((greatest(rotation_retry_at, next_rotation_at)), id)
+    WHERE kind = 'automatic' AND recover_until IS NULL;
+CREATE INDEX secrets_end_idx ON vault.secrets ((least(expires_at, recover_until)), id)
+    WHERE expires_at IS NOT NULL OR recover_until IS NOT NULL;
 
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
 -- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not
@@ -177,9 +194,13 @@ CREATE TABLE vault.secret_versions (
     created_at timestamptz NOT NULL,
     superseded_at timestamptz NOT NULL,
     expires_at timestamptz,
+    -- Whether the end of its grace has been dealt with.
+    settled boolean NOT NULL DEFAULT false,
     CONSTRAINT secret_versions_pkey PRIMARY KEY (secret_id, version)
 );
 ALTER TABLE vault.secret_versions ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
+CREATE INDEX secret_versions_grace_idx ON vault.secret_versions (expires_at, secret_id)
+    WHERE expires_at IS NOT NULL AND NOT settled;
 COMMENT ON TABLE vault.secret_versions IS 'superseded versions, sealed: in grace until expires_at, then retained for rolling back';
 
 -- The audit log. The relay is its only writer, one process at a time, so that ids have no gaps and rows can be chained

@@ -52,6 +52,8 @@ static NODE_NAME: Str = Str::new(Some(c""));
 static MAX_BATCH: Int = Int::new(256);
 static MAX_SECRET_BYTES: Int = Int::new(1_048_576);
 static HOOK_TIMEOUT_MS: Int = Int::new(5_000);
+static ROTATION_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static SCAN_INTERVAL_SECS: Int = Int::new(15);
 #[cfg(feature = "testing")]
 static TEST_FAULTS: Str = Str::new(Some(c""));
 #[cfg(feature = "testing")]
@@ -360,6 +362,23 @@ pub fn define() {
         Sighup,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_bool_guc(
+        c"hyperion_vault.rotation_enabled",
+        c"Whether automatic secrets are rotated when they are due.",
+        c"",
+        &ROTATION_ENABLED,
+        Sighup,
+        plain,
+    );
+    int(
+        c"hyperion_vault.scan_interval_secs",
+        c"Longest time between two looks for rotations that are due and versions and secrets that have run out.",
+        &SCAN_INTERVAL_SECS,
+        1,
+        86_400,
+        Sighup,
+        GucFlags::UNIT_S,
+    );
     reserve_prefix(c"hyperion_vault");
 }
 
@@ -483,6 +502,14 @@ pub fn max_batch() -> usize {
 
 pub fn max_secret_bytes() -> usize {
     non_negative(&MAX_SECRET_BYTES)
+}
+
+pub fn rotation_enabled() -> bool {
+    ROTATION_ENABLED.get()
+}
+
+pub fn scan_interval() -> Duration {
+    Duration::from_secs(non_negative(&SCAN_INTERVAL_SECS) as u64)
 }
 
 pub fn kms_mode() -> KmsMode {

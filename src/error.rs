@@ -112,6 +112,19 @@ impl VaultError {
         crate::pg::sqlstate(self.kind.sqlstate() as i32)
     }
 
+    /// Whether waiting may help: the key service cannot be asked, or nothing recorded.
+    pub fn is_outage(&self) -> bool {
+        matches!(self.kind, Kind::KmsUnavailable | Kind::Overloaded | Kind::AuditUnavailable)
+    }
+
+    /// For where it is kept rather than raised.
+    pub fn summary(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{} ({detail})", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }

@@ -38,12 +38,28 @@ pub struct Generated {
 /// A new DEK for this place.
 pub fn generate(context: DekContext) -> Result<Generated> {
     match ask(&Request::GenerateDek { context }, None)? {
-        Answered::Response(Response::Dek { dek, wrapped, key_id, key_material_id }) => Ok(Generated {
+        Answered::Response(response) => generated(response),
+        Answered::Cached(_) => Err(unexpected()),
+    }
+}
+
+/// The answer to [`Request::GenerateDek`].
+pub fn generated(response: Response) -> Result<Generated> {
+    match response {
+        Response::Dek { dek, wrapped, key_id, key_material_id } => Ok(Generated {
             dek,
             wrapped,
             key_id,
             key_material_id: (!key_material_id.is_empty()).then_some(key_material_id),
         }),
+        _ => Err(unexpected()),
+    }
+}
+
+/// The answer to [`Request::UnwrapDek`].
+pub fn unwrapped(response: Response) -> Result<Dek> {
+    match response {
+        Response::Unwrapped { dek } => Ok(dek),
         _ => Err(unexpected()),
     }
 }
@@ -71,7 +87,7 @@ impl Wrapped<'_> {
         self.context.cache_digest(self.wrapped)
     }
 
-    fn request(&self) -> Request {
+    pub fn request(&self) -> Request {
         Request::UnwrapDek {
             context: self.context,
             wrapped: self.wrapped.to_vec(),
@@ -141,6 +157,59 @@ pub fn unwrap_all(wanted: &[Wrapped<'_>]) -> Result<Vec<Dek>> {
     }
     // Each was answered above, or the function left with the error.
     deks.into_iter().map(|dek| dek.ok_or_else(unexpected)).collect()
+}
+
+/// Requests of one process that are under way at the same time, answered in whatever order: one that takes long holds
+/// up none of the others. Given up on drop.
+pub struct Pipeline<T> {
+    area: Area,
+    under_way: Vec<(T, Hold, u64)>,
+}
+
+impl<T> Pipeline<T> {
+    pub fn open() -> Result<Self> {
+        register_exit_callback();
+        Ok(Self { area: area::get()?, under_way: Vec::new() })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// Asks, if there is room: a quarter of the queue at most, since others want to read too. Gives `tag` back
+    /// otherwise.
+    pub fn submit(&mut self, tag: T, request: &Request) -> Result<Option<T>> {
+        let share = (self.area.slots.len() / 4).max(1);
+        if self.under_way.len() >= share {
+            return Ok(Some(tag));
+        }
+        let Some(mut hold) = claim_now(self.area) else { return Ok(Some(tag)) };
+        let deadline = deadline();
+        submit(&mut hold, request, deadline)?;
+        self.under_way.push((tag, hold, deadline));
+        Ok(None)
+    }
+
+    /// What has been answered, or was not in time.
+    pub fn collect(&mut self) -> Vec<(T, Result<Response>)> {
+        let mut answered = Vec::new();
+        for (tag, mut hold, deadline) in std::mem::take(&mut self.under_way) {
+            match look(&mut hold, deadline) {
+                Ok(None) => self.under_way.push((tag, hold, deadline)),
+                Ok(Some(Response::Error { kind, message, detail, hint })) => {
+                    answered.push((tag, Err(VaultError::from_kms(kind, &message, &detail, &hint))));
+                }
+                Ok(Some(response)) => answered.push((tag, Ok(response))),
+                Err(failure) => answered.push((tag, Err(failure.into()))),
+            }
+        }
+        answered
+    }
+
+    /// Sleeps until one may be answered.
+    pub fn wait(&self) {
+        latch::wait(if self.under_way.is_empty() { QUEUE_TURN } else { TURN });
+    }
 }
 
 /// Past its TTL an entry may serve while the key service cannot be asked; never when it has said no.
@@ -320,31 +389,43 @@ fn claim(area: Area, digest: Option<&[u8; 32]>, deadline: u64) -> Result<Claimed
     }
 }
 
+/// At most so long at a time: a worker that started meanwhile finds a request by itself, but a wake-up sent to its
+/// predecessor's process number is lost.
+const TURN: Duration = Duration::from_secs(1);
+/// The same while waiting for a free slot.
+const QUEUE_TURN: Duration = Duration::from_millis(20);
+
 fn wait(hold: &mut Hold, deadline: u64) -> Result<Response, Failure> {
     loop {
-        let ticket = hold.ticket.take().ok_or_else(unexpected)?;
-        match hold.slot.poll(&ticket) {
-            Poll::Done => {
-                let answer = hold.slot.consume(ticket).map_err(|ticket| {
-                    hold.ticket = Some(ticket);
-                    unexpected()
-                })?;
-                hold.area.header.slot_freed.broadcast();
-                return Ok(Response::decode(&answer.bytes).map_err(|_| unexpected())?);
-            }
-            Poll::NotHeld => {
-                return Err(VaultError::internal("a request slot was lost while it was waited for").into());
-            }
-            Poll::Waiting => hold.ticket = Some(ticket),
+        if let Some(response) = look(hold, deadline)? {
+            return Ok(response);
         }
-        let left = deadline.saturating_sub(monotonic_ms());
-        if left == 0 {
-            return Err(Failure::NoAnswer { worker_running: hold.area.header.worker_proc().is_some() });
-        }
-        // At most a second at a time: a worker that started meanwhile finds the request by itself, but a wake-up
-        // sent to its predecessor's process number is lost.
-        latch::wait(Duration::from_millis(left.min(1000)));
+        let left = Duration::from_millis(deadline.saturating_sub(monotonic_ms()));
+        latch::wait(left.min(TURN));
     }
+}
+
+/// The answer, if there is one by now; an error once it is too late for one.
+fn look(hold: &mut Hold, deadline: u64) -> Result<Option<Response>, Failure> {
+    let ticket = hold.ticket.take().ok_or_else(unexpected)?;
+    match hold.slot.poll(&ticket) {
+        Poll::Done => {
+            let answer = hold.slot.consume(ticket).map_err(|ticket| {
+                hold.ticket = Some(ticket);
+                unexpected()
+            })?;
+            hold.area.header.slot_freed.broadcast();
+            return Ok(Some(Response::decode(&answer.bytes).map_err(|_| unexpected())?));
+        }
+        Poll::NotHeld => {
+            return Err(VaultError::internal("a request slot was lost while it was waited for").into());
+        }
+        Poll::Waiting => hold.ticket = Some(ticket),
+    }
+    if monotonic_ms() >= deadline {
+        return Err(Failure::NoAnswer { worker_running: hold.area.header.worker_proc().is_some() });
+    }
+    Ok(None)
 }
 
 thread_local! {

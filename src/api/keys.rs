@@ -33,6 +33,8 @@ pub struct NewVersion {
     pub secret: Id,
     pub version_id: Id,
     pub key: Generated,
+    /// See [`Fresh::early`].
+    pub early: f64,
 }
 
 impl NewVersion {
@@ -44,7 +46,7 @@ impl NewVersion {
         };
         let version_id = Id::random()?;
         let key = kms_client::generate(DekContext { vault, secret, version: version_id })?;
-        Ok(Self { vault, secret, version_id, key })
+        Ok(Self { vault, secret, version_id, key, early: 0.0 })
     }
 
     /// The key once more, for as long as the version is handed over.
@@ -76,6 +78,7 @@ impl NewVersion {
             format: value.format(),
             sealed: &sealed,
             key: &self.key,
+            early: self.early,
         })
     }
 }
@@ -156,6 +159,11 @@ impl Opener {
         Ok(Self { vault, dek: kms_client::unwrap(&wrapped(vault, sealed))? })
     }
 
+    /// With a DEK that the worker has given.
+    pub fn with(vault: Id, dek: Dek) -> Self {
+        Self { vault, dek }
+    }
+
     /// Those of several versions, in their order, at the same time.
     pub fn fetch_all(versions: &[&Sealed]) -> Result<Vec<Self>> {
         let vault = vault()?;
@@ -187,7 +195,7 @@ impl Opener {
     }
 }
 
-fn vault() -> Result<Id> {
+pub fn vault() -> Result<Id> {
     meta::vault_id()?.ok_or_else(meta::lost)
 }
 
@@ -195,7 +203,7 @@ fn context(vault: Id, stored: &Stored<'_>) -> DekContext {
     DekContext { vault, secret: stored.secret, version: stored.version_id }
 }
 
-fn wrapped(vault: Id, sealed: &Sealed) -> Wrapped<'_> {
+pub fn wrapped(vault: Id, sealed: &Sealed) -> Wrapped<'_> {
     Wrapped { context: context(vault, &sealed.stored()), wrapped: &sealed.wrapped, key_id: &sealed.key_id }
 }
 

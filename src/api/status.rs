@@ -17,16 +17,16 @@ use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
 use crate::pg::{datum, identity, shmem};
-use crate::store::{listing, meta, roles, versions};
+use crate::store::{listing, meta, roles, schedule, versions};
 use crate::worker::ROSTER;
 use crate::worker::posts::Post;
 
 pub fn status(_args: &Args) -> Result<Return> {
     gate::environment()?;
     let area = area::get()?;
-    let (secrets, (superseded, grace), [roles, bindings, inactive_bindings, tokens]) = {
+    let (secrets, (superseded, grace), (open, failing), [roles, bindings, inactive_bindings, tokens]) = {
         let spi = Spi::connect()?;
-        (listing::count(&spi)?, versions::count(&spi)?, roles::count(&spi)?)
+        (listing::count(&spi)?, versions::count(&spi)?, schedule::count(&spi)?, roles::count(&spi)?)
     };
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -34,6 +34,8 @@ pub fn status(_args: &Args) -> Result<Return> {
         "in_recovery": identity::in_recovery(),
         "secrets": secrets.live,
         "automatic": secrets.automatic,
+        "open_rotation_jobs": open,
+        "failing_rotations": failing,
         "deleted": secrets.deleted,
         "active_versions": secrets.live,
         "grace_versions": grace,

@@ -3,7 +3,7 @@
 //! Client backends on a primary, main thread. The pattern of all writers, see `writing`. A secret's format is that of
 //! its first version for good: readers of text must not suddenly meet bytes, or a user name.
 
-use hyperion_vault_core::envelope::{Format, Plaintext, decode_userpass};
+use hyperion_vault_core::envelope::{Format, Id, Plaintext, decode_userpass};
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::Generator;
 use pgrx::pg_sys::Datum;
@@ -83,6 +83,15 @@ enum Attempt {
     Missing,
 }
 
+/// What was found without a lock.
+struct Looked {
+    current: Sealed,
+    has_target: bool,
+    /// The stored version that the new value takes from.
+    source: Option<Sealed>,
+    handing: Option<Handing>,
+}
+
 impl Update<'_> {
     /// None if there is no such secret.
     pub fn run(&self) -> Result<Option<Datum>> {
@@ -97,9 +106,47 @@ impl Update<'_> {
     }
 
     fn attempt(&self) -> Result<Attempt> {
-        let Some((current, has_target)) = secrets::current_with_target(self.name)? else {
-            return Ok(Attempt::Missing);
+        let Some(looked) = self.look()? else { return Ok(Attempt::Missing) };
+        let opened = match &looked.source {
+            None => None,
+            Some(source) => {
+                let opener = match Opener::cached(&source.stored())? {
+                    Some(opener) => opener,
+                    None => Opener::fetch(source)?,
+                };
+                Some(opener.open(self.name, &source.stored())?)
+            }
         };
+        let new = if self.makes_version() { Some(NewVersion::prepare(looked.current.secret)?) } else { None };
+        self.write(looked, opened.as_ref(), new.as_ref())
+    }
+
+    /// As [`run`](Self::run), with keys that were fetched before, and no others: the key service is not asked. None if they
+    /// do not fit (any more), or there is no such secret.
+    pub fn run_with(&self, new: &NewVersion, opener: Option<&(Id, Opener)>) -> Result<Option<Datum>> {
+        let Some(looked) = self.look()? else { return Ok(None) };
+        if looked.current.secret != new.secret {
+            return Ok(None);
+        }
+        let opened = match (&looked.source, opener) {
+            (None, _) => None,
+            (Some(source), Some((version, opener))) if *version == source.version_id => {
+                Some(opener.open(self.name, &source.stored())?)
+            }
+            (Some(source), _) => match Opener::cached(&source.stored())? {
+                Some(opener) => Some(opener.open(self.name, &source.stored())?),
+                None => return Ok(None),
+            },
+        };
+        match self.write(looked, opened.as_ref(), Some(new))? {
+            Attempt::Done(info) => Ok(Some(info)),
+            Attempt::Overtaken | Attempt::Missing => Ok(None),
+        }
+    }
+
+    /// Everything that can be known before keys are fetched and the row is locked; None if there is no such secret.
+    fn look(&self) -> Result<Option<Looked>> {
+        let Some((current, has_target)) = secrets::current_with_target(self.name)? else { return Ok(None) };
         check_expected(self.name, self.expected, current.version)?;
         // A secret's format never changes, so this holds under the lock too if the id does.
         self.check_format(current.format)?;
@@ -112,20 +159,14 @@ impl Update<'_> {
             }
             TargetChange::Keep => Handing::look(self.name, &current, has_target, None, self.chooses())?,
         };
-        let opened = match &source {
-            None => None,
-            Some(source) => {
-                let opener = match Opener::cached(&source.stored())? {
-                    Some(opener) => opener,
-                    None => Opener::fetch(source)?,
-                };
-                Some(opener.open(self.name, &source.stored())?)
-            }
-        };
-        let new = if self.makes_version() { Some(NewVersion::prepare(current.secret)?) } else { None };
+        Ok(Some(Looked { current, has_target, source, handing }))
+    }
 
+    /// Locks, checks that everything is as it was, writes, and hands over.
+    fn write(&self, looked: Looked, opened: Option<&Plaintext>, new: Option<&NewVersion>) -> Result<Attempt> {
+        let Looked { current, has_target, source, handing } = looked;
         let spi = Spi::connect()?;
-        if let Some(new) = &new
+        if let Some(new) = new
             && !new.belongs(&spi)?
         {
             return Ok(Attempt::Overtaken);
@@ -154,11 +195,11 @@ impl Update<'_> {
             info = Some(targets::clear(&spi, locked.id, Datum::from(clock))?);
         }
         let mut handed = None;
-        if let Some(new) = &new {
+        if let Some(new) = new {
             if let (Some(handing), Some(prepared)) = (&handing, &prepared) {
                 handing.write(&spi, locked.id, prepared, Datum::from(clock))?;
             }
-            let written = self.replace(&spi, new, &locked, opened.as_ref(), handing.as_ref(), clock)?;
+            let written = self.replace(&spi, new, &locked, opened, handing.as_ref(), clock)?;
             info = Some(written.info);
             handed = handing.zip(prepared).map(|(handing, prepared)| (handing, prepared, new, written));
         }

@@ -59,6 +59,8 @@ pub enum Bind<'a> {
     Int(i32),
     OptInt(Option<i32>),
     Bool(bool),
+    Float(f64),
+    Timestamp(i64),
     /// A value as it came in, of the statement's declared type.
     Raw(Option<Datum>),
 }
@@ -73,6 +75,8 @@ impl Bind<'_> {
             Bind::Int(value) => Some(Datum::from(*value)),
             Bind::OptInt(value) => value.map(Datum::from),
             Bind::Bool(value) => Some(Datum::from(*value)),
+            Bind::Float(value) => Some(Datum::from(value.to_bits())),
+            Bind::Timestamp(value) => Some(Datum::from(*value)),
             Bind::Raw(datum) => *datum,
         }
     }

@@ -140,7 +140,8 @@ pub fn connect(database: &str, name: &CStr) {
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_deferrable", c"off"),
         (c"session_replication_role", c"origin"),
-        (c"lock_timeout", c"0"),
+        // Nobody's forgotten lock on a table or a role stops the rest of the work.
+        (c"lock_timeout", c"5s"),
         (c"search_path", c"pg_catalog, pg_temp"),
     ] {
         // SAFETY: valid strings; settings that a superuser may change.

@@ -93,7 +93,8 @@ static CHANGE: Statement = Statement::new(
            updated_at = $10, \
            next_rotation_at = CASE WHEN new.kind = 'manual' THEN NULL \
              WHEN s.kind = 'automatic' AND new.rotation_interval IS NOT DISTINCT FROM s.rotation_interval THEN s.next_rotation_at \
-             ELSE $10 + new.rotation_interval END \
+             ELSE $10 + new.rotation_interval END, \
+           rotation_attempts = NULL, rotation_error = NULL, rotation_retry_at = NULL \
          FROM new WHERE s.id = new.id \
          RETURNING ",
         info!(),

@@ -7,6 +7,7 @@ pub mod changes;
 pub mod listing;
 pub mod meta;
 pub mod roles;
+pub mod schedule;
 pub mod sealed;
 pub mod secrets;
 mod sql;

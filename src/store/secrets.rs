@@ -270,6 +270,8 @@ pub struct Fresh<'a> {
     pub format: Format,
     pub sealed: &'a [u8],
     pub key: &'a Generated,
+    /// How much of its leeway the next rotation uses, from 0 to below 1.
+    pub early: f64,
 }
 
 pub(super) const TIMESTAMPTZ: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
@@ -352,7 +354,9 @@ static REPLACE: Statement = Statement::new(
     sql!(
         "UPDATE vault.secrets AS s SET version = $2, version_id = $3, format = $4, wrapped_dek = $5, sealed = $6, \
            kms_key_id = $7, kms_key_material_id = $8, updated_at = $9, version_created_at = $9, \
-           next_rotation_at = CASE WHEN s.kind = 'automatic' THEN $9 + s.rotation_interval END, \
+           next_rotation_at = CASE WHEN s.kind = 'automatic' \
+             THEN $9 + s.rotation_interval - least(s.rotation_interval / 20, interval '1 hour') * $10 END, \
+           rotation_attempts = NULL, rotation_error = NULL, rotation_retry_at = NULL, \
            grace_until = CASE WHEN s.grace_period > interval '0' AND s.grace_until IS NOT NULL \
              THEN greatest(s.grace_until, $9 + s.grace_period) ELSE s.grace_until END \
          WHERE s.id = $1 RETURNING ",
@@ -368,6 +372,7 @@ static REPLACE: Statement = Statement::new(
         pg_sys::TEXTOID,
         pg_sys::TEXTOID,
         TIMESTAMPTZ,
+        pg_sys::FLOAT8OID,
     ],
 );
 
@@ -386,6 +391,7 @@ pub fn replace(spi: &Spi, id: Id, fresh: &Fresh<'_>, now: Datum) -> Result<Datum
             Bind::Text(&fresh.key.key_id),
             Bind::OptText(fresh.key.key_material_id.as_deref()),
             Bind::Raw(Some(now)),
+            Bind::Float(fresh.early),
         ],
     )?;
     returned(rows.first())

@@ -9,7 +9,7 @@ macro_rules! info {
         "ROW(s.id, s.name, s.kind, s.format::vault.secret_format, s.version, s.description, s.metadata, \
          s.rotation_interval, s.grace_period, s.next_rotation_at, s.generator, s.allowed_ips, s.keep_versions, \
          s.kms_key_id, s.created_at, s.updated_at, s.version_created_at, s.expires_at, s.recover_until, \
-         s.target)::vault.secret_info"
+         s.target, s.rotation_attempts, s.rotation_error, s.rotation_retry_at)::vault.secret_info"
     };
 }
 

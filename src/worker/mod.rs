@@ -9,9 +9,11 @@
 use std::ffi::CStr;
 
 pub mod detach;
+mod housekeeping;
 pub mod launcher;
 pub mod maintenance;
 pub mod posts;
+mod rotation;
 pub mod session;
 mod token_uses;
 

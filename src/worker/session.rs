@@ -25,14 +25,16 @@ use crate::pg::{catalog, exit, transaction};
 
 /// After an error of the worker's own, doubled for each in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 thread_local! {
     static POST: Cell<Option<&'static Post>> = const { Cell::new(None) };
+    /// Whether a step of the turn has failed.
+    static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The life of a worker: `turn` again and again, each time after the pause that it returned. An error that leaves it
-/// aborts its transaction and is shown in `vault.status()`. Does not return.
+/// The life of a worker: `turn` again and again, each time after the pause that it returned. It is a [`step`], and may have
+/// some of its own. Does not return.
 pub fn serve(index: usize, mut turn: impl FnMut() -> Result<Duration>) -> ! {
     let name = ROSTER[index].name;
     worker::attach_to_statements();
@@ -63,28 +65,26 @@ pub fn serve(index: usize, mut turn: impl FnMut() -> Result<Duration>) -> ! {
         if worker::reload_requested() {
             worker::reload_configuration();
         }
-        let pause = match attempt(|| {
+        FAILED.set(false);
+        let pause = step(|| {
             if !transaction::run(|| Ok(catalog::extension_exists()))? {
                 return Ok(None);
             }
             posts.set_found(true);
             worker::report_running();
             turn().map(Some)
-        }) {
-            Ok(Some(pause)) => {
-                failures = 0;
-                pause
-            }
-            Ok(None) => {
-                posts.set_found(false);
-                leave(post, Reason::NoExtension);
-            }
-            Err(message) => {
-                post.failed(&message);
-                failures += 1;
-                FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE)
-            }
-        };
+        });
+        if pause == Some(None) {
+            posts.set_found(false);
+            leave(post, Reason::NoExtension);
+        }
+        let mut pause = pause.flatten().unwrap_or(FIRST_PAUSE);
+        if FAILED.get() {
+            failures += 1;
+            pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE);
+        } else {
+            failures = 0;
+        }
         worker::report_idle();
         if worker::nap(pause) == Wakeup::Stop {
             leave(post, Reason::Told);
@@ -92,29 +92,28 @@ pub fn serve(index: usize, mut turn: impl FnMut() -> Result<Duration>) -> ! {
     }
 }
 
-/// Runs `f`; an error, of ours, of the server or a panic, aborts what is open, goes to the server's log and comes back as
-/// its message.
-pub fn attempt<R>(f: impl FnOnce() -> Result<R>) -> Result<R, String> {
+/// Runs one part of a turn, which none of the others waits for: an error, of ours, of the server or a panic, aborts what is
+/// open, goes to the server's log and to `vault.status()`, and makes the worker back off once the turn is over.
+pub fn step<R>(f: impl FnOnce() -> Result<R>) -> Option<R> {
     pgrx::PgTryBuilder::new(AssertUnwindSafe(|| match f() {
-        Ok(value) => Ok(value),
+        Ok(value) => Some(value),
         // Through the server's own error, so that there is one way out of a transaction.
         Err(error) => error.raise(),
     }))
-    .catch_others(|error| Err(recover(error)))
-    .catch_rust_panic(|error| Err(recover(error)))
+    .catch_others(|error| recover(error))
+    .catch_rust_panic(|error| recover(error))
     .execute()
 }
 
-fn recover(error: CaughtError) -> String {
-    let report = match error {
-        CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. } => report,
-    };
+fn recover<R>(error: CaughtError) -> Option<R> {
+    let report = transaction::report(error);
     transaction::abort();
-    let message = report.message().to_owned();
     crate::error::log_caught(&report);
-    message
+    FAILED.set(true);
+    if let Some(post) = POST.get() {
+        post.failed(report.message());
+    }
+    None
 }
 
 fn leave_if_told(posts: &Posts, post: &Post) {

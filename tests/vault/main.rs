@@ -24,6 +24,7 @@ mod places;
 mod races;
 mod remembered;
 mod review;
+mod rotation;
 mod secrets;
 mod tamper;
 mod target;

@@ -1,4 +1,4 @@
-//! The life of a version: current → grace → retained → purged, and when the next rotation is due.
+//! The life of a version: current → grace → retained → purged.
 //!
 //! Runs in backends (every read by number, every verify) and in the maintenance worker. Pure: the caller brings
 //! the time, which must be `clock_timestamp()` and not the transaction's start, so that an expiry binds open
@@ -35,10 +35,6 @@ pub struct Superseded {
     pub expires_at: Option<Timestamp>,
 }
 
-/// A rotation may come this much of its interval early: one part in twenty, that is 5 %.
-const JITTER_DIVISOR: i64 = 20;
-/// And never more than an hour early, which is enough to spread thousands of secrets created by one script.
-const MAX_JITTER: i64 = 3_600_000_000;
 /// The last timestamp the server can hold, 294276-12-31 23:59:59.999999 (`END_TIMESTAMP - 1`): a sum is held
 /// there, since one microsecond more than `i64::MAX - 1` would read as `infinity`.
 const LAST_FINITE: i64 = 9_223_371_331_199_999_999;
@@ -99,18 +95,6 @@ pub fn grace_until(now: Timestamp, grace_period: Span) -> Option<Timestamp> {
     (grace_period.0 > 0).then(|| now.plus(grace_period))
 }
 
-/// When an automatic secret rotated (or created) at `now` is due again: after `interval`, or up to 5 % of it
-/// (at most an hour) earlier, never later: the interval is what an auditor reads as the maximum age.
-///
-/// `seed` only spreads secrets apart (an id, a random number); it need not be secret, and the same arguments
-/// always give the same time.
-pub fn next_rotation_at(now: Timestamp, interval: Span, seed: u64) -> Timestamp {
-    let most = (interval.0 / JITTER_DIVISOR).min(MAX_JITTER);
-    // Multiply and take the high half: a map of the mixed seed onto 0..=most; below u64, so the cast holds.
-    let early = ((u128::from(mix(seed)) * (most as u128 + 1)) >> 64) as i64;
-    now.plus(Span(interval.0 - early))
-}
-
 impl Timestamp {
     pub const INFINITY: Self = Self(i64::MAX);
 
@@ -144,19 +128,10 @@ impl Span {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): neighbouring seeds give unrelated results.
-fn mix(seed: u64) -> u64 {
-    let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     const NOW: Timestamp = Timestamp(820_000_000_000_000);
 
@@ -228,21 +203,6 @@ mod tests {
     }
 
     #[test]
-    fn jitter_spreads_over_the_whole_window() {
-        let interval = Span::from_secs(1000);
-        let early: Vec<i64> =
-            (0..10_000).map(|seed| NOW.0 + interval.0 - next_rotation_at(NOW, interval, seed).0).collect();
-        let window = 50_000_000;
-        assert!(early.iter().all(|e| (0..=window).contains(e)));
-        // Ten equal parts of the window, 1000 expected in each; 5 standard deviations are 150.
-        for part in 0..10 {
-            let n = early.iter().filter(|&&e| e * 10 / (window + 1) == part).count();
-            assert!((850..=1150).contains(&n), "part {part} holds {n}");
-        }
-        assert!(early.iter().collect::<BTreeSet<_>>().len() > 9900, "neighbouring seeds fall together");
-    }
-
-    #[test]
     fn interval_parts_add_up() {
         let span =
             |months, days, micros| Span::from_parts(IntervalParts { months, days, micros }).map(Span::micros);
@@ -256,16 +216,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn rotation_is_never_late_and_hardly_early(now in any::<i64>(), micros in 1_000_000i64..4_000_000_000_000_000, seed: u64) {
-            let next = next_rotation_at(Timestamp(now), Span(micros), seed);
-            let latest = Timestamp(now).plus(Span(micros));
-            prop_assert!(next <= latest);
-            let earliest = Timestamp(now).plus(Span(micros - (micros / 20).min(3_600_000_000)));
-            prop_assert!(next >= earliest);
-            prop_assert_eq!(next, next_rotation_at(Timestamp(now), Span(micros), seed));
-        }
-
         #[test]
         fn purge_keeps_the_newest_and_everything_in_grace(
             offsets in prop::collection::vec(prop::option::of(-3i64..3), 0..12), keep in 0u32..8,

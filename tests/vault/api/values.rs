@@ -130,7 +130,8 @@ fn writers_and_listings_never_echo_a_value() {
     assert_eq!(
         s.root.ask(columns),
         "id name kind format version description metadata rotation_interval grace_period next_rotation_at generator \
-         allowed_ips keep_versions kms_key_id created_at updated_at version_created_at expires_at recover_until target"
+         allowed_ips keep_versions kms_key_id created_at updated_at version_created_at expires_at recover_until target \
+         rotation_attempts rotation_error rotation_retry_at"
     );
 }
 

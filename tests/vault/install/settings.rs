@@ -25,7 +25,9 @@ kms_timeout_ms|10000|sighup
 local_master_key_file||sighup
 max_batch|256|sighup
 max_secret_bytes|1048576|sighup
-node_name||sighup";
+node_name||sighup
+rotation_enabled|on|sighup
+scan_interval_secs|15|sighup";
 
 #[test]
 fn settings() {

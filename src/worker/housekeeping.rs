@@ -1,0 +1,100 @@
+//! What runs out: grace periods, retained versions beyond those that are kept, secrets with an end, deleted secrets whose
+//! recovery window is over.
+//!
+//! A worker of the vault's database, on a primary. Readers judge all of this by the clock themselves; here the rows and the
+//! cached keys go. No key service is asked. The trap it avoids: destroying what somebody has just restored or extended;
+//! each row is judged again under its lock.
+
+use std::collections::BTreeSet;
+
+use hyperion_vault_core::secret::Presence;
+
+use crate::api::{keys, lifecycle};
+use crate::audit;
+use crate::config;
+use crate::error::Result;
+use crate::pg::spi::Spi;
+use crate::pg::transaction::{self, Failure};
+use crate::pg::{clock, worker};
+use crate::store::schedule::{self, Place, START};
+use crate::store::{secrets, versions};
+
+/// Rows of one transaction: each is a few short statements, so that no lock is held for long.
+const BATCH: i32 = 64;
+/// Transactions of one pass, after which rotations have their turn.
+const TRANSACTIONS: usize = 32;
+
+/// Removes what has run out. True if there may be more.
+pub fn pass() -> Result<bool> {
+    let now = clock();
+    Ok(repeat(|after| destroy_gone(now, after))? | repeat(|after| settle_ended(now, after))?)
+}
+
+/// Runs `batch` from one place to the next, until it finds nothing more.
+fn repeat(batch: impl Fn(Place) -> Result<Option<Place>>) -> Result<bool> {
+    let mut after = START;
+    for _ in 0..TRANSACTIONS {
+        match transaction::run(|| batch(after))? {
+            Some(last) => after = last,
+            None => return Ok(false),
+        }
+        if worker::death_requested() {
+            break;
+        }
+    }
+    Ok(true)
+}
+
+static OPERATION: audit::Operation =
+    audit::Operation { function: "maintenance", action: "delete", kind: audit::Kind::Write };
+
+fn destroy_gone(now: i64, after: Place) -> Result<Option<Place>> {
+    let found = schedule::gone(&Spi::connect()?, now, after, BATCH)?;
+    for (name, dated) in &found {
+        // The row is ours then, by its name too, since that is what the rest works with.
+        let locked = {
+            let spi = Spi::connect()?;
+            match schedule::lock(&spi, dated.secret)? {
+                Some(_) => secrets::lock_any(&spi, name)?,
+                None => None,
+            }
+        };
+        if let Some(locked) = locked
+            && locked.id == dated.secret
+            && locked.presence == Presence::Gone
+        {
+            each_for_itself(|| {
+                audit::run(&OPERATION, || {
+                    audit::subject(name);
+                    lifecycle::destroy(&Spi::connect()?, &locked)
+                })
+            });
+        }
+    }
+    Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|(_, dated)| dated.at))
+}
+
+/// What cannot be done to one secret keeps nobody else waiting; it is tried again in the next pass.
+fn each_for_itself(f: impl FnOnce() -> Result<()>) {
+    match transaction::savepoint(f) {
+        Ok(()) => {}
+        Err(Failure::Ours(error)) => (*error).warn(),
+        Err(Failure::Server(report)) => crate::error::log_caught(&report),
+    }
+}
+
+fn settle_ended(now: i64, after: Place) -> Result<Option<Place>> {
+    let found = schedule::ended(&Spi::connect()?, now, after, BATCH)?;
+    let secrets: BTreeSet<_> = found.iter().map(|dated| dated.secret).collect();
+    for secret in secrets {
+        each_for_itself(|| {
+            let spi = Spi::connect()?;
+            let Some(keep) = schedule::lock(&spi, secret)? else { return Ok(()) };
+            let mut keys = schedule::settle(&spi, secret, now)?;
+            let keep = keep.unwrap_or_else(config::keep_versions).max(0) as u32;
+            keys.extend(versions::purge(&spi, secret, keep, now)?);
+            keys::forget(secret, &keys)
+        });
+    }
+    Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|dated| dated.at))
+}

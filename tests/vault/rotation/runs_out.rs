@@ -1,0 +1,92 @@
+//! What runs out: grace periods, versions beyond those kept, secrets with an end, recovery windows. Rows and keys go by
+//! themselves; readers never waited for that.
+
+use std::time::Duration;
+
+use super::{another_look, builder, recorded};
+use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, sqlstate, wait_for};
+
+fn cached(root: &mut Client) -> String {
+    root.ask("SELECT vault.status() -> 'cache' -> 'entries'")
+}
+
+#[test]
+fn what_has_run_out_is_removed_with_its_keys() {
+    let cluster = builder().start();
+    let vault = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    // Four versions, three in grace; one is kept afterwards.
+    ops.ask(
+        "SELECT vault.create_secret('g', 'v1', grace_period => '1 hour', keep_versions => 1);
+         SELECT vault.put_secret('g', 'v2'); SELECT vault.put_secret('g', 'v3'); SELECT vault.put_secret('g', 'v4');
+         SELECT vault.create_secret('ends', 'v', expires_in => '1 hour');
+         SELECT vault.put_secret('ends', 'w');
+         SELECT vault.create_secret('buried', 'v'); SELECT vault.delete_secret('buried', '1 hour');
+         SELECT vault.create_secret('restored', 'v'); SELECT vault.delete_secret('restored', '1 hour');
+         SELECT vault.create_secret('extended', 'v', expires_in => '1 hour')",
+    );
+    assert_eq!(cached(&mut root), "7", "of g, ends, extended");
+    ops.ask("SELECT vault.restore_secret('restored'); SELECT vault.update_secret('extended', expires_in => '2 hours')");
+    root.ask(
+        "UPDATE vault.secret_versions SET expires_at = clock_timestamp() WHERE expires_at IS NOT NULL;
+         UPDATE vault.secrets SET expires_at = clock_timestamp() WHERE name = 'ends';
+         UPDATE vault.secrets SET recover_until = clock_timestamp() WHERE name = 'buried'",
+    );
+    wait_for("the rows to go", PATIENCE, || {
+        root.ask("SELECT string_agg(name, ' ' ORDER BY name) FROM vault.secrets") == "extended g restored"
+            && root.ask("SELECT string_agg(version::text, ' ') FROM vault.secret_versions") == "3"
+    });
+    assert_eq!(cached(&mut root), "2", "the current ones of g and extended");
+    for name in ["ends", "buried"] {
+        let record = recorded(&mut root, name);
+        assert!(record.starts_with("delete ") && record.ends_with(" postgres internal"), "{record}");
+    }
+    let listed = "SELECT string_agg(version || ' ' || state, ', ') FROM vault.list_versions('g')";
+    assert_eq!(ops.ask(listed), "4 current, 3 retained");
+    // What is settled is not looked at again.
+    assert_eq!(
+        root.ask("SELECT count(*) FROM vault.secret_versions WHERE NOT settled AND expires_at IS NOT NULL"),
+        "0"
+    );
+    assert_eq!(ops.ask("SELECT version FROM vault.roll_back_secret('g', 3)"), "5");
+    assert_eq!(vault.app().ask("SELECT vault.read_secret('g')"), "v3");
+}
+
+/// The clock decides for readers: in a long transaction, on a standby, with nobody there to remove anything.
+#[test]
+fn an_end_binds_at_once_without_the_worker() {
+    let primary = Cluster::builder().conf("hyperion_vault.scan_interval_secs", "1").start();
+    let vault = primary.vault();
+    let mut ops = vault.ops();
+    let standby = primary.standby();
+    // The worker is kept away for as long as this transaction is open.
+    let mut elsewhere = primary.connect("postgres", "template1");
+    ops.ask("SELECT vault.create_secret('g', 'old', grace_period => '5 seconds'); SELECT vault.create_secret('e', 'v', expires_in => '6 seconds')");
+    ops.ask("SELECT vault.put_secret('g', 'new')");
+    standby.wait_replayed(&primary);
+    let mut sessions = [vault.app(), standby.connect("app", "postgres")];
+    for session in &mut sessions {
+        session.ask("BEGIN ISOLATION LEVEL REPEATABLE READ");
+        assert_eq!(session.ask("SELECT vault.read_secret('g', 1), vault.read_secret('e')"), "old|v");
+    }
+    elsewhere.ask("BEGIN");
+    primary.set_conf("hyperion_vault.scan_interval_secs", "3600");
+    let pid = primary.pid_of("hyperion_vault maintenance");
+    primary.kill(pid, hyperion_vault_tests::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(6100));
+    for session in &mut sessions {
+        session.ask("SAVEPOINT s");
+        sqlstate!(session.try_ask("SELECT vault.read_secret('g', 1)"), "P0002");
+        session.ask("ROLLBACK TO s");
+        assert_eq!(session.ask("SELECT valid FROM vault.verify('g', 'old')"), "f");
+        sqlstate!(session.try_ask("SELECT vault.read_secret('e')"), "P0002");
+        session.ask("ROLLBACK");
+    }
+    let mut root = vault.root();
+    assert_eq!(root.ask("SELECT count(*) FROM vault.secrets"), "2", "the rows still stand");
+    primary.kill(pid, hyperion_vault_tests::SIGCONT);
+    primary.set_conf("hyperion_vault.scan_interval_secs", "1");
+    wait_for("the rows to go", PATIENCE, || root.ask("SELECT count(*) FROM vault.secrets") == "1");
+    another_look();
+    assert_eq!(root.ask("SELECT settled FROM vault.secret_versions"), "t");
+}
