@@ -81,7 +81,10 @@ fn what_is_due_is_rotated_once_and_told() {
     assert!(rotated.iter().all(|one| one["version"] == 2 && one.as_object().unwrap().len() == 2));
 
     let record = recorded(&mut root, "plain");
-    assert!(record.starts_with("rotate 2 ") && record.ends_with(" postgres internal"), "{record}");
+    assert!(
+        record.starts_with("rotate 2 ") && record.ends_with(" postgres internal:hyperion_vault maintenance"),
+        "{record}"
+    );
 
     // Switched off and on again, without restart.
     cluster.set_conf("hyperion_vault.rotation_enabled", "off");

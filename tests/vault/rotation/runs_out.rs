@@ -39,7 +39,11 @@ fn what_has_run_out_is_removed_with_its_keys() {
     assert_eq!(cached(&mut root), "2", "the current ones of g and extended");
     for name in ["ends", "buried"] {
         let record = recorded(&mut root, name);
-        assert!(record.starts_with("delete ") && record.ends_with(" postgres internal"), "{record}");
+        assert!(
+            record.starts_with("delete ")
+                && record.ends_with(" postgres internal:hyperion_vault maintenance"),
+            "{record}"
+        );
     }
     let listed = "SELECT string_agg(version || ' ' || state, ', ') FROM vault.list_versions('g')";
     assert_eq!(ops.ask(listed), "4 current, 3 retained");
