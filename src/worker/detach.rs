@@ -22,6 +22,8 @@ use crate::pg::{catalog, exit, identity, latch, monotonic_ms, worker};
 /// Longer than a worker takes to end: it is waiting, or in a statement that can be interrupted. Afterwards the server
 /// says who is in the way.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// So long a worker may take to finish what it is at and leave by itself; then it is ended, in the middle of a statement.
+const POLITE: Duration = Duration::from_millis(200);
 const STEP: Duration = Duration::from_millis(5);
 
 thread_local! {
@@ -92,8 +94,11 @@ fn hold_off(posts: &Posts) {
         for (post, told) in posts.workers.iter().zip(&mut told) {
             if let Some(pid) = post.pid() {
                 empty = false;
-                // Once: the second one would add nothing.
-                if std::mem::replace(told, pid) != pid {
+                let late = monotonic_ms().saturating_sub(begun) >= POLITE.as_millis() as u64;
+                if !late {
+                    post.wake();
+                } else if std::mem::replace(told, pid) != pid {
+                    // Once: the second one would add nothing.
                     worker::end(pid);
                 }
             }

@@ -46,7 +46,7 @@ fn inside(elsewhere: &mut Client) -> String {
 fn log(cluster: &Cluster) -> String {
     let expected = |line: &&str| {
         line.ends_with("is starting up")
-            || line.contains(MAINTENANCE)
+            || line.contains("hyperion_vault ")
                 && (line.contains("terminating background worker")
                     || line.ends_with("exited with exit code 1"))
     };
