@@ -13,6 +13,7 @@ database|postgres|postmaster
 dek_cache_size|16384|postmaster
 dek_cache_stale_secs|0|sighup
 dek_cache_ttl_secs|300|sighup
+hook_timeout_ms|5000|sighup
 keep_versions|5|sighup
 kms_endpoint_url||sighup
 kms_key_id||sighup
