@@ -34,7 +34,7 @@ impl Family {
 }
 
 /// The triggers that sql/ makes.
-const OURS: [&str; 3] = ["identity_changed", "access_changed", "refuse_truncate"];
+const OURS: [&str; 4] = ["identity_changed", "access_changed", "access_truncated", "refuse_truncate"];
 
 /// The body of a trigger that tells every session, when the transaction commits, that what it remembers of the table
 /// is out of date (and this one at once). A relation-cache invalidation: it travels with the transaction, also to

@@ -187,6 +187,40 @@ fn changes_are_felt_at_the_next_statement_and_roll_back() {
     sqlstate!(manager.try_ask(grant), "25006");
 }
 
+/// What logical replication applies is felt like what a session writes: there row triggers run and statement triggers do not.
+#[test]
+fn a_change_that_is_replicated_is_felt() {
+    let cluster = Cluster::builder().conf("wal_level", "logical").start();
+    let vault = cluster.vault();
+    let mut root = filled(&vault);
+    root.ask("SELECT vault.create_role('reader'); SELECT vault.bind_role('reader', 'one')");
+    let id = root.ask("SELECT id FROM vault.roles");
+    root.ask("CREATE DATABASE source");
+    let mut source = cluster.connect("postgres", "source");
+    source.ask("CREATE SCHEMA vault; CREATE TABLE vault.role_permissions (role_id uuid, action text, path text, PRIMARY KEY (role_id, action, path))");
+    source.ask("CREATE PUBLICATION p FOR TABLE vault.role_permissions");
+    source.ask("SELECT pg_create_logical_replication_slot('s', 'pgoutput')");
+    root.ask(&format!(
+        "CREATE SUBSCRIPTION s CONNECTION 'host={} port={} dbname=source user=postgres' PUBLICATION p
+         WITH (create_slot = false, slot_name = 's', copy_data = false)",
+        cluster.socket_dir().display(),
+        cluster.port()
+    ));
+    let mut one = vault.session("one");
+    assert!(!reads(&mut one));
+    source.ask(&format!("INSERT INTO vault.role_permissions VALUES ('{id}', 'read', 'a/*')"));
+    wait_for("the right to arrive", 2 * PATIENCE, || reads(&mut one));
+    source.ask("UPDATE vault.role_permissions SET path = 'b/*'");
+    wait_for("the right to move", PATIENCE, || !reads(&mut one));
+    source.ask("UPDATE vault.role_permissions SET path = '*'");
+    wait_for("the right to come back", PATIENCE, || reads(&mut one));
+    source.ask("TRUNCATE vault.role_permissions");
+    wait_for("the right to end", PATIENCE, || !reads(&mut one));
+    root.ask(
+        "ALTER SUBSCRIPTION s DISABLE; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s",
+    );
+}
+
 /// `reads` inside of a transaction that is to go on.
 fn reads_in(client: &mut Client) -> bool {
     client.ask("SAVEPOINT question");

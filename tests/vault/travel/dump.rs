@@ -65,7 +65,7 @@ fn dump_and_restore() {
 }
 
 /// A role bound to a Postgres role, and a token of it, which is returned.
-fn with_access(root: &mut Client) -> String {
+pub fn with_access(root: &mut Client) -> String {
     root.ask(
         r#"CREATE ROLE bound LOGIN IN ROLE vault_user;
            SELECT vault.create_role('lister', permissions => '[{"action":"list","path":"db/*"}]');

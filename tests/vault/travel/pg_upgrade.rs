@@ -32,6 +32,7 @@ fn pg_upgrade() {
         "SELECT vault.create_secret('db/svc', generator => '{}', target => '{\"type\":\"postgres_role\",\"role\":\"svc\"}')",
     );
     old.superuser().ask("REVOKE vault_admin FROM keeper");
+    let token = super::dump::with_access(&mut old.superuser());
     let known = learn(&mut reader(&old));
     forget_marks_that_are_too_new(&old, &newer);
     old.stop(StopMode::Fast);
@@ -60,6 +61,12 @@ fn pg_upgrade() {
             "auto|automatic|8"
         );
         assert!(new.connect("nobody_special", "postgres").ask("SELECT vault.status()").contains("vault_id"));
+        // OIDs of roles survive, and so do bindings.
+        let list = "SELECT name FROM vault.list_secrets()";
+        assert_eq!(new.connect("bound", "postgres").ask(list), "db/password");
+        root.ask("CREATE ROLE shows LOGIN IN ROLE vault_user");
+        let shown = format!("SELECT vault.authenticate('{token}'); {list}");
+        assert_eq!(new.connect("shows", "postgres").ask(&shown).trim(), "db/password");
         goes_on(&new, &known);
         let verifier = "SELECT rolpassword FROM pg_authid WHERE rolname = 'svc'";
         let before = root.ask(verifier);
@@ -121,6 +128,7 @@ fn match_checksums(old: &Cluster, new: &Cluster) {
 fn the_catalog_is_that_of_a_new_installation(upgraded: &Cluster, tools: &Toolchain) {
     let fresh = Cluster::builder().toolchain(tools.clone()).start();
     fresh.vault();
+    fresh.superuser().ask("CREATE ROLE bound LOGIN IN ROLE vault_user");
     fresh.superuser().ask("GRANT USAGE ON SCHEMA vault TO nobody_special; GRANT EXECUTE ON FUNCTION vault.status() TO nobody_special");
     let (found, expected) = (upgraded.superuser().ask(LISTING), fresh.superuser().ask(LISTING));
     let (found, expected): (BTreeSet<_>, BTreeSet<_>) = (found.lines().collect(), expected.lines().collect());
