@@ -116,6 +116,13 @@ pub fn permitted(actions: &[Action], name: &str) -> Result<bool> {
     Ok(actions.iter().any(|action| rights.allow(*action, name)))
 }
 
+/// Whether some other role, by itself and without a token, may do `action` to `name`.
+pub fn role_may(role: Oid, action: Action, name: &str) -> Result<bool> {
+    identity::hear_of_changes();
+    let caller = find_caller(role);
+    Ok(permits(&caller, action) || Rights::of_role(role, caller)?.allow(action, name))
+}
+
 /// Refuses unless the caller may do one of `actions` to `name`.
 pub fn authorize(actions: &[Action], name: &str) -> Result<()> {
     if permitted(actions, name)? { Ok(()) } else { Err(denied(actions, name)) }

@@ -76,6 +76,11 @@ impl Rights {
         Ok(Self { caller, bound, token })
     }
 
+    /// Of a role as it is without a token. Its built-in roles are known.
+    pub fn of_role(role: Oid, caller: Caller) -> Result<Self> {
+        Ok(Self { caller, bound: bound(role)?, token: None })
+    }
+
     fn with<R>(&self, f: impl FnOnce(&Caller, &[&Policy]) -> R) -> R {
         match &self.token {
             Some(token) => f(&self.caller, &[&self.bound.policy, &token.policy]),

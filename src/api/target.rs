@@ -12,11 +12,13 @@
 use std::ffi::CString;
 
 use hyperion_vault_core::envelope::{Format, Id, Plaintext, decode_userpass};
+use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::policy::target::{RoleFacts, may_call, may_set_password};
 use hyperion_vault_core::secret::Target;
 use hyperion_vault_core::secret::target::next_in_turn;
 use pgrx::pg_sys::{Datum, Oid};
 
+use super::gate;
 use super::hook::{self, Pass};
 use super::keys::{NewVersion, Opener, Value};
 use super::writing::invalid;
@@ -208,6 +210,11 @@ impl Handing {
         }
         let owner = match &self.target {
             Target::Function(function) => {
+                // The function is handed the value, as the setter's: else who manages the vault could read all of it.
+                if !gate::role_may(self.setter.oid, Action::Read, name)? {
+                    let why = "What the function is handed, the role must be allowed to read: it is not.";
+                    return Err(self.denied(name, &format!("to call {}", function.signature()), why));
+                }
                 let found = targets::function(spi, function, self.setter.oid)?.ok_or_else(|| {
                     VaultError::new(
                         Kind::WrongState,

@@ -6,9 +6,10 @@ use hyperion_vault_tests::{
 };
 use std::time::{Duration, Instant};
 
-/// A schema of `keeper`'s with a table, and a function that writes what it reads there. `keeper` may not read secrets,
-/// and the vault's address list has nobody in it but the harness.
+/// A schema of `keeper`'s with a table, and a function that writes what it reads there. `keeper` may read secrets, or his
+/// function could be handed none, and the vault's address list has nobody in it but the harness.
 const SCHEMA: &str = "
+    GRANT vault_reader TO keeper;
     CREATE SCHEMA app AUTHORIZATION keeper; SET ROLE keeper;
     CREATE TABLE app.seen (at serial, name text, version int, username text, value text, as_role name, path text);
     CREATE FUNCTION app.on_rotate(name text, version int) RETURNS void LANGUAGE plpgsql AS $$
@@ -93,7 +94,7 @@ fn a_hook_is_given_each_new_version() {
     ops.ask("SELECT vault.update_secret('up', password => 'q')");
     assert_eq!(root.ask(last), "up|2|u|q|keeper|pg_catalog, pg_temp");
     sqlstate!(app.try_ask("SELECT vault.read_secret('up')"), "42501", message: "address");
-    sqlstate!(keeper.try_ask("SELECT vault.read_secret('up')"), "42501", message: "permission denied to read");
+    sqlstate!(keeper.try_ask("SELECT vault.read_secret('up')"), "42501", message: "address");
     cluster.reset_conf("hyperion_vault.allowed_ips");
 
     // SECURITY DEFINER: the function's owner is whom the value is for.
@@ -112,6 +113,45 @@ fn a_hook_is_given_each_new_version() {
     ops.ask("SELECT vault.put_secret('definer', 'e')");
     assert_eq!(root.ask("SELECT count(*) FROM app.owned WHERE value = 'e postgres'"), "1");
     assert_eq!(root.ask(calls).parse::<i64>().unwrap(), before + 1, "one new key");
+}
+
+/// Who manages the vault and may not read a secret does not come to read it through a function of his: neither when he
+/// sets the target, nor later, when the right he had then is gone.
+#[test]
+fn a_hook_is_handed_only_what_its_setter_may_read() {
+    let cluster = builder().start();
+    let vault = set_up(&cluster);
+    let mut root = vault.root();
+    root.ask("REVOKE vault_reader FROM keeper; SELECT vault.create_secret('hooked', 'of somebody', generator => '{}')");
+    let mut keeper = vault.session("keeper");
+    let set = format!("SELECT vault.update_secret('hooked', target => {})", target("app.on_rotate"));
+    let make = format!(
+        "SELECT vault.create_secret('made', generator => '{{}}', target => {})",
+        target("app.on_rotate")
+    );
+    let refused = |client: &mut Client, call: &str| {
+        sqlstate!(client.try_ask(call), "42501", message: "to call app.on_rotate", detail: "must be allowed to read");
+    };
+    refused(&mut keeper, &set);
+    refused(&mut keeper, &make);
+    // The target outlives the transaction, a token does not: it does not count.
+    root.ask(r#"SELECT vault.create_role('hooks', permissions => '[{"action":"read","path":"hooked"}]')"#);
+    let token = root.ask("SELECT vault.create_token('hooks', 'hooks')");
+    keeper.ask(&format!("BEGIN; SELECT vault.authenticate('{token}'); SELECT vault.read_secret('hooked')"));
+    refused(&mut keeper, &set);
+    keeper.ask("ROLLBACK");
+    // A rule for this very name does, and is asked for again with each version.
+    root.ask("SELECT vault.bind_role('hooks', 'keeper')");
+    keeper.ask(&set);
+    assert_eq!(root.ask("SELECT string_agg(value, ' ') FROM app.seen"), "of somebody");
+    refused(&mut keeper, &make);
+    vault.ops().ask("SELECT vault.put_secret('hooked', 'another')");
+    root.ask("SELECT vault.unbind_role('hooks', 'keeper')");
+    for rotation in ["SELECT vault.rotate_secret('hooked')", "SELECT vault.put_secret('hooked', 'a third')"] {
+        refused(&mut vault.ops(), rotation);
+    }
+    assert_eq!(root.ask("SELECT string_agg(value, ', ' ORDER BY at) FROM app.seen"), "of somebody, another");
+    assert_eq!(version(&mut root, "hooked"), 3, "the version that set the target, and one more");
 }
 
 /// Hooks that must make the rotation fail: body, SQLSTATE, a part of the message or detail.

@@ -76,7 +76,7 @@ fn a_killed_rotation_is_whole_or_not_there() {
     let vault = prepare(&cluster);
     let mut keeper = secret_for_svc(&vault);
     vault.root().batch_execute(
-        "CREATE SCHEMA app AUTHORIZATION keeper; SET ROLE keeper; CREATE TABLE app.seen (version int, value text);
+        "GRANT vault_reader TO keeper; CREATE SCHEMA app AUTHORIZATION keeper; SET ROLE keeper; CREATE TABLE app.seen (version int, value text);
          CREATE FUNCTION app.on_rotate(name text, version int) RETURNS void LANGUAGE sql AS
            $$ INSERT INTO app.seen VALUES (version, vault.read_secret(name)) $$",
     ).unwrap();

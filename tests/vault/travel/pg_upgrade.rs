@@ -63,10 +63,10 @@ fn pg_upgrade() {
         assert!(new.connect("nobody_special", "postgres").ask("SELECT vault.status()").contains("vault_id"));
         // OIDs of roles survive, and so do bindings.
         let list = "SELECT name FROM vault.list_secrets()";
-        assert_eq!(new.connect("bound", "postgres").ask(list), "db/password");
+        assert_eq!(new.connect("bound", "postgres").ask(list), "db/password\ndb/svc");
         root.ask("CREATE ROLE shows LOGIN IN ROLE vault_user");
         let shown = format!("SELECT vault.authenticate('{token}'); {list}");
-        assert_eq!(new.connect("shows", "postgres").ask(&shown).trim(), "db/password");
+        assert_eq!(new.connect("shows", "postgres").ask(&shown).trim(), "db/password\ndb/svc");
         goes_on(&new, &known);
         let verifier = "SELECT rolpassword FROM pg_authid WHERE rolname = 'svc'";
         let before = root.ask(verifier);
