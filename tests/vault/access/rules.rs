@@ -1,7 +1,7 @@
 //! Rules of action and path: what they allow, what listings and the view show, what `can` says.
 
 use super::{filled, outcome, read};
-use hyperion_vault_tests::{Ask, Cluster, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, sqlstate};
 
 #[test]
 fn a_role_gets_exactly_its_paths() {
@@ -145,4 +145,52 @@ fn pages_hold_what_may_be_listed() {
     assert_eq!(one.ask("SELECT count(*) FROM vault.list_secrets('a/two')"), "1");
     root.ask("SELECT vault.delete_secret('a/two', '1 day'); SELECT vault.delete_secret('a/one', '1 day')");
     assert_eq!(one.ask("SELECT name FROM vault.list_secrets(deleted => true)"), "a/two");
+}
+
+/// In a large policy a session loads the rules that apply to its role, once, and again after a change; a token is one look-up.
+#[test]
+fn only_what_applies_is_loaded_and_once() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = filled(&vault);
+    root.ask(
+        r#"SELECT count(vault.create_role('other ' || r, permissions => (
+               SELECT jsonb_agg(jsonb_build_object('action', 'read', 'path', 'other/' || r || '/' || i || '/*')) FROM generate_series(1, 40) i)))
+             FROM generate_series(1, 200) r;
+           SELECT count(vault.create_token('token ' || t, 'other ' || 1 + t % 200)) FROM generate_series(1, 1000) t;
+           SELECT vault.create_role('mine', permissions => '[{"action":"read","path":"a/*"},{"action":"read","path":"c"}]');
+           SELECT vault.bind_role('mine', 'one')"#,
+    );
+    let token = root.ask("SELECT vault.create_token('mine', 'mine')");
+    let (mut one, mut two) = (vault.session("one"), vault.session("two"));
+    let mut looked_at = 0;
+    // Rows of the policy that the sessions have looked at since the last time.
+    let mut rows = |client: &mut Client| -> i64 {
+        client.ask("SELECT pg_stat_force_next_flush()");
+        let sum: i64 = root
+            .ask(
+                "SELECT sum(coalesce(idx_tup_read, 0)) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE schemaname = 'vault' AND relname ~ '^(role|token)')
+                   FROM pg_stat_user_indexes WHERE schemaname = 'vault' AND relname ~ '^(role|token)'",
+            )
+            .parse()
+            .expect("a number");
+        sum - std::mem::replace(&mut looked_at, sum)
+    };
+    rows(&mut one);
+    assert_eq!(read(&mut one, "a/one"), "value of a/one");
+    let first = rows(&mut one);
+    assert!((3..=6).contains(&first), "{first} rows: one binding, one role, two rules");
+    assert_eq!(one.ask("SELECT count(vault.read_secret('a/one')) FROM generate_series(1, 500)"), "500");
+    assert_eq!(rows(&mut one), 0);
+    two.ask(&format!("BEGIN; SELECT vault.authenticate('{token}'); SELECT count(vault.read_secret('c')) FROM generate_series(1, 500); COMMIT"));
+    let shown = rows(&mut two);
+    assert!((4..=8).contains(&shown), "{shown} rows: a token, one binding, one role, two rules");
+    two.ask(&format!("BEGIN; SELECT vault.authenticate('{token}'); SELECT vault.read_secret('c'); COMMIT"));
+    assert_eq!(rows(&mut two), 1, "the token");
+    let mut changer = vault.root();
+    changer.ask("SELECT vault.set_role_permissions('other 7', '[]')");
+    rows(&mut changer);
+    assert_eq!(read(&mut one, "a/one"), "value of a/one");
+    let again = rows(&mut one);
+    assert!((1..=6).contains(&again), "{again} rows after a change elsewhere");
 }
