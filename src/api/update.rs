@@ -176,9 +176,11 @@ impl Update<'_> {
         if locked.id != current.secret || !self.still_there(source.as_ref(), &locked)? {
             return Ok(Attempt::Overtaken);
         }
-        if locked.has_target != has_target
-            || handing.as_ref().is_some_and(|handing| !matches!(handing.holds(&spi, &locked), Ok(true)))
-        {
+        let holds = match &handing {
+            Some(handing) => handing.holds(&spi, &locked)?,
+            None => true,
+        };
+        if locked.has_target != has_target || !holds {
             return Ok(Attempt::Overtaken);
         }
         check_expected(self.name, self.expected, locked.version)?;

@@ -14,6 +14,21 @@ use pgrx::pg_sys::{self, Oid};
 
 use super::scope::{InsideFlag, set};
 
+/// What a caller could set to have the same code mean something else, or its statements shown with their parameters.
+const FIXED: [(&CStr, &CStr); 11] = [
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"row_security", c"on"),
+    (c"standard_conforming_strings", c"on"),
+    (c"transform_null_equals", c"off"),
+    (c"TimeZone", c"UTC"),
+    (c"DateStyle", c"ISO, MDY"),
+    (c"IntervalStyle", c"postgres"),
+    (c"bytea_output", c"hex"),
+    (c"debug_print_parse", c"off"),
+    (c"debug_print_rewritten", c"off"),
+    (c"debug_print_plan", c"off"),
+];
+
 pub struct SetterScope {
     nest: i32,
     user: Oid,
@@ -30,14 +45,8 @@ impl SetterScope {
         let nest = unsafe {
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
             let nest = pg_sys::NewGUCNestLevel();
-            set(c"search_path", c"pg_catalog, pg_temp");
-            set(c"row_security", c"on");
-            set(c"TimeZone", c"UTC");
-            set(c"DateStyle", c"ISO, MDY");
-            // The statements of a function that gets a value are not to be shown with their parameters on account of
-            // the caller.
-            for name in [c"debug_print_parse", c"debug_print_rewritten", c"debug_print_plan"] {
-                set(name, c"off");
+            for (name, value) in FIXED {
+                set(name, value);
             }
             reset_to_servers(c"scram_iterations");
             let restricted = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;

@@ -97,6 +97,31 @@ fn a_hook_is_given_each_new_version() {
     sqlstate!(keeper.try_ask("SELECT vault.read_secret('up')"), "42501", message: "address");
     cluster.reset_conf("hyperion_vault.allowed_ips");
 
+    // Whatever the caller has set, the function means what it meant; and names may be any.
+    root.ask("GRANT CREATE ON DATABASE postgres TO keeper");
+    keeper
+        .batch_execute(
+            r#"CREATE SCHEMA "We""ird"; CREATE FUNCTION "We""ird"."On Rotate"(text, int) RETURNS void LANGUAGE plpgsql AS
+               $$ BEGIN INSERT INTO app.seen (name, value) VALUES ($1, concat('a\b', NULL = NULL, '\x01'::bytea, interval '1 day 1 hour')); END $$"#,
+        )
+        .unwrap();
+    keeper.ask(&format!(
+        "SELECT vault.create_secret('weird', 'v', target => {})",
+        target(r#"\"We\"\"ird\".\"On Rotate\""#)
+    ));
+    let meant = root.ask("SELECT value FROM app.seen WHERE name = 'weird'");
+    ops.batch_execute(
+        "SET standard_conforming_strings = off; SET backslash_quote = on; SET transform_null_equals = on; SET bytea_output = escape;
+         SET IntervalStyle = sql_standard",
+    )
+    .unwrap();
+    ops.ask("SELECT vault.put_secret('weird', 'w')");
+    assert_eq!(
+        root.ask("SELECT count(*), min(value) FROM app.seen WHERE name = 'weird'"),
+        format!("2|{meant}")
+    );
+    assert_eq!(root.ask("SELECT count(DISTINCT value) FROM app.seen WHERE name = 'weird'"), "1");
+
     // SECURITY DEFINER: the function's owner is whom the value is for.
     root.batch_execute(
         "CREATE TABLE app.owned (value text); GRANT USAGE ON SCHEMA app TO PUBLIC;
