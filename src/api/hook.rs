@@ -111,8 +111,9 @@ pub fn call(function: &FunctionName, pass: Pass, value: &[u8]) -> Result<()> {
         let _held = Held;
         call::function(function, &name, version)
     }))
+    // Given back as an error of ours, which goes straight out: nothing is done in the transaction before it is undone.
     .catch_others(|caught| {
-        if alarm.rang() { too_long() } else { failed(function, &name, caught, value) }.raise()
+        Err(if alarm.rang() { too_long() } else { failed(function, &name, caught, value) })
     })
     .execute()?;
     // It may have caught the cancellation itself.

@@ -47,8 +47,42 @@ struct Turn {
     next: usize,
     /// The current version that this was decided on, and whether it is the other role's.
     current: Option<(Id, bool)>,
-    /// Versions in grace when it was looked, with what they hold.
-    in_grace: Vec<(Sealed, Plaintext)>,
+    /// Versions in grace when it was looked, with what they hold, if their keys were to be had.
+    in_grace: Vec<(Sealed, Option<Plaintext>)>,
+}
+
+/// Where keys come from, for what must be opened to know whose turn it is.
+#[derive(Clone, Copy)]
+pub enum Keys<'a> {
+    /// From the key service, if they are not cached: nothing is locked.
+    Asked,
+    /// From nowhere else than the cache and here (a version's key): something is.
+    Held(Option<&'a (Id, Opener)>),
+}
+
+impl Keys<'_> {
+    /// What a version holds; None if its key is not to be had.
+    fn open(self, name: &str, sealed: &Sealed) -> Result<Option<Plaintext>> {
+        if let Self::Held(Some((version, opener))) = self
+            && *version == sealed.version_id
+        {
+            return opener.open(name, &sealed.stored()).map(Some);
+        }
+        let opener = match (Opener::cached(&sealed.stored())?, self) {
+            (Some(opener), _) => opener,
+            (None, Self::Asked) => Opener::fetch(sealed)?,
+            (None, Self::Held(_)) => return Ok(None),
+        };
+        opener.open(name, &sealed.stored()).map(Some)
+    }
+}
+
+/// What came of looking.
+pub enum Looked {
+    NoTarget,
+    To(Box<Handing>),
+    /// A key that is needed is not at hand.
+    NoKey,
 }
 
 /// What [`Handing::prepare`] found.
@@ -117,40 +151,40 @@ impl Handing {
     }
 
     /// Before the lock: what a new version of an existing secret is handed to. `given`: the target that the current
-    /// role sets with it. `chosen`: the value, or how it will be generated, is the caller's choice. None if the secret has
-    /// no target. May ask the key service.
+    /// role sets with it. `chosen`: the value, or how it will be generated, is the caller's choice.
     pub fn look(
         name: &str,
         current: &Sealed,
         has_target: bool,
         given: Option<&Target>,
         chosen: bool,
-    ) -> Result<Option<Self>> {
+        keys: Keys<'_>,
+    ) -> Result<Looked> {
         let mut handing = match given {
             Some(target) => Self::given(target, current.format)?,
             None if has_target => {
                 let stored = { targets::of(&Spi::connect()?, current.secret)? };
                 match stored {
                     Some(stored) => Self::stored(name, stored)?,
-                    None => return Ok(None),
+                    None => return Ok(Looked::NoTarget),
                 }
             }
-            None => return Ok(None),
+            None => return Ok(Looked::NoTarget),
         };
         handing.chooser = (chosen && handing.stored.is_some()).then(identity::current_user);
         if let Target::RolePair(pair) = &handing.target {
-            let in_use = open(name, current)?;
+            let Some(in_use) = keys.open(name, current)? else { return Ok(Looked::NoKey) };
             let (username, _) = decode_userpass(in_use.as_bytes())?;
             let next = next_in_turn(pair, Some(username));
             let leaves = username == pair[1 - next];
             let mut in_grace = Vec::new();
             for version in versions::in_grace(current.secret, crate::pg::clock())? {
-                let opened = open(name, &version)?;
+                let opened = keys.open(name, &version)?;
                 in_grace.push((version, opened));
             }
             handing.turn = Some(Turn { next, current: Some((current.version_id, leaves)), in_grace });
         }
-        Ok(Some(handing))
+        Ok(Looked::To(Box::new(handing)))
     }
 
     /// Under the lock: whether what [`look`](Self::look) saw is still so.
@@ -289,10 +323,16 @@ impl Handing {
     ) -> Result<()> {
         let (Some(turn), Some(role)) = (&self.turn, self.role()) else { return Ok(()) };
         for (version, opened) in &turn.in_grace {
-            let (username, password) = decode_userpass(opened.as_bytes())?;
             let ends = version.expires_at.unwrap_or(clock);
-            if username != role || password.as_bytes() == new || ends <= clock {
+            if ends <= clock {
                 continue;
+            }
+            // One that could not be opened may be that role's: then this waits until its grace is over.
+            if let Some(opened) = opened {
+                let (username, password) = decode_userpass(opened.as_bytes())?;
+                if username != role || password.as_bytes() == new {
+                    continue;
+                }
             }
             if grace_ends.is_none() {
                 versions::end_grace(spi, version.secret, version.version, Datum::from(clock))?;
@@ -362,14 +402,6 @@ pub struct Handed<'a> {
     pub new: &'a NewVersion,
     /// The value, or the password of a userpass secret.
     pub value: &'a [u8],
-}
-
-fn open(name: &str, sealed: &Sealed) -> Result<Plaintext> {
-    let opener = match Opener::cached(&sealed.stored())? {
-        Some(opener) => opener,
-        None => Opener::fetch(sealed)?,
-    };
-    opener.open(name, &sealed.stored())
 }
 
 fn role_oid(name: &str) -> Option<Oid> {

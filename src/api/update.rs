@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::arguments::{self, Given};
 use super::gate;
 use super::keys::{ATTEMPTS, NewVersion, Opener, Value, forget, overtaken};
-use super::target::{Handed, Handing};
+use super::target::{self, Handed, Handing, Keys};
 use super::writing::{admitted, generated, invalid, missing};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
@@ -106,7 +106,7 @@ impl Update<'_> {
     }
 
     fn attempt(&self) -> Result<Attempt> {
-        let Some(looked) = self.look()? else { return Ok(Attempt::Missing) };
+        let Some(looked) = self.look(Keys::Asked)? else { return Ok(Attempt::Missing) };
         let opened = match &looked.source {
             None => None,
             Some(source) => {
@@ -124,7 +124,7 @@ impl Update<'_> {
     /// As [`run`](Self::run), with keys that were fetched before, and no others: the key service is not asked. None if they
     /// do not fit (any more), or there is no such secret.
     pub fn run_with(&self, new: &NewVersion, opener: Option<&(Id, Opener)>) -> Result<Option<Datum>> {
-        let Some(looked) = self.look()? else { return Ok(None) };
+        let Some(looked) = self.look(Keys::Held(opener))? else { return Ok(None) };
         if looked.current.secret != new.secret {
             return Ok(None);
         }
@@ -144,20 +144,27 @@ impl Update<'_> {
         }
     }
 
-    /// Everything that can be known before keys are fetched and the row is locked; None if there is no such secret.
-    fn look(&self) -> Result<Option<Looked>> {
+    /// Everything that can be known before the row is locked; None if there is no such secret, or a key is not to be had.
+    fn look(&self, keys: Keys<'_>) -> Result<Option<Looked>> {
         let Some((current, has_target)) = secrets::current_with_target(self.name)? else { return Ok(None) };
         check_expected(self.name, self.expected, current.version)?;
         // A secret's format never changes, so this holds under the lock too if the id does.
         self.check_format(current.format)?;
         let source = self.source(&current)?;
-        let handing = match self.target_change() {
-            TargetChange::Clear => None,
-            _ if !self.makes_version() && !self.chooses() => None,
-            TargetChange::Set(target) => {
-                Handing::look(self.name, &current, has_target, Some(target), self.chooses())?
+        let given = match self.target_change() {
+            TargetChange::Set(target) => Some(target),
+            TargetChange::Keep | TargetChange::Clear => None,
+        };
+        let concerned =
+            *self.target_change() != TargetChange::Clear && (self.makes_version() || self.chooses());
+        let handing = if concerned {
+            match Handing::look(self.name, &current, has_target, given, self.chooses(), keys)? {
+                target::Looked::To(handing) => Some(*handing),
+                target::Looked::NoTarget => None,
+                target::Looked::NoKey => return Ok(None),
             }
-            TargetChange::Keep => Handing::look(self.name, &current, has_target, None, self.chooses())?,
+        } else {
+            None
         };
         Ok(Some(Looked { current, has_target, source, handing }))
     }

@@ -58,10 +58,10 @@ pub fn lock_role(name: &str) -> Option<Oid> {
 pub fn alter_role(change: &Change<'_>) -> Result<Oid> {
     let altered = pgrx::PgTryBuilder::new(AssertUnwindSafe(|| alter(change)))
         .catch_others(|caught| refused(change.role, caught))
-        .execute();
+        .execute()?;
     // SAFETY: no arguments. What comes next in this transaction sees the change.
     unsafe { pg_sys::CommandCounterIncrement() };
-    altered
+    Ok(altered)
 }
 
 fn refused(role: &str, caught: CaughtError) -> Result<Oid> {
@@ -88,10 +88,10 @@ fn refused(role: &str, caught: CaughtError) -> Result<Oid> {
         "the reason is not repeated here, since it holds what is stored of the password"
             .clone_into(&mut reason);
     }
-    VaultError::new(Kind::TargetFailed, format!("the password of role \"{role}\" could not be set"))
+    // Goes straight out: nothing is done in the transaction before it is undone.
+    Err(VaultError::new(Kind::TargetFailed, format!("the password of role \"{role}\" could not be set"))
         .detail(format!("The server said: {reason}."))
-        .hint("Nothing was changed. An extension that checks passwords must accept them as SCRAM verifiers, and this one.")
-        .raise()
+        .hint("Nothing was changed. An extension that checks passwords must accept them as SCRAM verifiers, and this one."))
 }
 
 fn alter(change: &Change<'_>) -> Result<Oid> {
