@@ -11,6 +11,7 @@ mod logins;
 mod pairs;
 mod passwords;
 mod roles;
+mod scheduled;
 mod setters;
 mod silence;
 mod travels;
