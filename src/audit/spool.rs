@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyperion_vault_core::audit::{self as log, AppendError, Appended, Appender, Class, Place, Why};
+use hyperion_vault_core::audit::{self as log, AppendError, Appended, Appender, Class, Facts, Place, Why};
 
 use super::About;
 use crate::area::{self, Audit};
@@ -23,16 +23,13 @@ thread_local! {
 }
 
 pub fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
-    config::with_spool_dir(|base| {
-        f(&Place {
-            base,
-            owner: crate::pg::server_user(),
-            limit: config::spool_limit(),
-            system_id: xact::system_id(),
-            now_ms: monotonic_ms(),
-            clock: crate::pg::clock(),
-        })
-    })
+    let facts = || Facts {
+        owner: crate::pg::server_user(),
+        system_id: xact::system_id(),
+        now_ms: monotonic_ms(),
+        clock: crate::pg::clock(),
+    };
+    config::with_spool_dir(|base| f(&Place { base, limit: config::spool_limit(), facts: &facts }))
 }
 
 /// Takes the directory and opens the spool of this life of the server. In the postmaster, which goes on without it: the

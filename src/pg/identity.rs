@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
-use super::datum;
+use super::{datum, plain};
 
 /// Where the session's client is. Constant for the life of the process.
 #[derive(Clone, Debug)]
@@ -72,8 +72,7 @@ fn client_address() -> Option<IpAddr> {
 
 /// The role whose rights count now: the session's, or what SET ROLE or a SECURITY DEFINER function made of it.
 pub fn current_user() -> Oid {
-    // SAFETY: no arguments; valid inside any session.
-    unsafe { pg_sys::GetUserId() }
+    plain::user()
 }
 
 /// Whether this is a child of the postmaster, and not the postmaster itself.
@@ -84,8 +83,7 @@ pub fn is_child() -> bool {
 
 /// The role that connected, whatever SET ROLE made of it since; SET SESSION AUTHORIZATION changes it.
 pub fn session_user() -> Oid {
-    // SAFETY: no arguments; valid inside any session.
-    unsafe { pg_sys::GetSessionUserId() }
+    plain::session_user()
 }
 
 pub fn is_superuser(role: Oid) -> bool {
@@ -164,8 +162,7 @@ pub fn in_restricted_operation() -> bool {
 }
 
 pub fn in_recovery() -> bool {
-    // SAFETY: no arguments.
-    unsafe { pg_sys::RecoveryInProgress() }
+    plain::in_recovery()
 }
 
 /// Whether the server was started by pg_upgrade.

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod latch;
 pub mod memory;
 pub mod password;
+pub mod plain;
 pub mod scan;
 pub mod scope;
 pub mod setter;
@@ -56,8 +57,7 @@ pub fn data_dir() -> String {
 
 /// `clock_timestamp()`: microseconds since 2000-01-01 00:00 UTC, the server's own measure.
 pub fn clock() -> i64 {
-    // SAFETY: no arguments.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    plain::timestamp()
 }
 
 /// Runs `f`; a unique violation that it meets is raised as `error()` instead, which says it in the vault's words. An

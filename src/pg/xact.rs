@@ -5,6 +5,8 @@
 
 use pgrx::pg_sys;
 
+use super::plain;
+
 /// The full id of the running (sub)transaction if it has written anything; it is what a savepoint's rollback undoes.
 pub fn current_id() -> Option<u64> {
     // SAFETY: no arguments; invalid (0) if none is assigned.
@@ -14,22 +16,12 @@ pub fn current_id() -> Option<u64> {
 
 /// The timeline that this server writes, or on a standby replays.
 pub fn timeline() -> u32 {
-    // SAFETY: reads of shared memory; the out-parameter is valid.
-    unsafe {
-        if pg_sys::RecoveryInProgress() {
-            let mut timeline = 0;
-            pg_sys::GetXLogReplayRecPtr(&mut timeline);
-            timeline
-        } else {
-            pg_sys::GetWALInsertionTimeLine()
-        }
-    }
+    plain::timeline()
 }
 
 /// The cluster's identifier, the same on all its members.
 pub fn system_id() -> u64 {
-    // SAFETY: the control file has been read before shared memory is made.
-    unsafe { pg_sys::GetSystemIdentifier() }
+    plain::system_identifier()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,4 +54,6 @@ pub use reader::{
 };
 pub use record::{Client, Outcome, Record};
 pub use shared::{Held, Shared, Synced};
-pub use spool::{AppendError, Appended, Appender, Class, Place, Why, close_segment, hold_base, open_spool};
+pub use spool::{
+    AppendError, Appended, Appender, Class, Facts, Place, Why, close_segment, hold_base, open_spool,
+};

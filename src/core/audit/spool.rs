@@ -20,10 +20,17 @@ use crate::envelope::Id;
 /// Where spools lie, and how much may.
 pub struct Place<'a> {
     pub base: &'a Path,
-    /// The user that the server runs as.
-    pub owner: u32,
     /// Bytes in all spools together.
     pub limit: u64,
+    /// Asked only where a spool has to be opened.
+    pub facts: &'a dyn Fn() -> Facts,
+}
+
+/// What opening a spool wants to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// The user that the server runs as.
+    pub owner: u32,
     pub system_id: u64,
     /// Now: monotonic milliseconds, and microseconds since 2000.
     pub now_ms: u64,
@@ -125,9 +132,9 @@ struct Open {
     file: File,
 }
 
-/// Where an append ended, for who wants to wait until it is on disk.
+/// Which segment an append went to, for who wants to wait until it is on disk.
 pub struct Appended {
-    pub segment: u64,
+    segment: u64,
 }
 
 impl Appender {
@@ -149,7 +156,8 @@ impl Appender {
             let (generation, segment) = (shared.generation(), shared.segment());
             if segment == 0 {
                 // Only for a server that has the directory to itself; the relay sees to that.
-                if shared.held.load(Acquire) == 0 || !shared.may_retry(place.now_ms, OPEN_PAUSE_MS) {
+                if shared.held.load(Acquire) == 0 || !shared.may_retry((place.facts)().now_ms, OPEN_PAUSE_MS)
+                {
                     return Err(AppendError::Closed);
                 }
                 open_spool(shared, place)?;
@@ -196,12 +204,12 @@ impl Appender {
     /// Has everything up to `appended` on disk: by another's sync, or by an own one that serves the others too. False if
     /// another is at it: wait a moment and ask again.
     pub fn sync(&mut self, shared: &Shared, appended: &Appended) -> Result<bool, AppendError> {
-        let Some(open) = &mut self.open else { return Ok(true) };
-        if open.segment != appended.segment {
-            return Ok(true);
-        }
-        // With O_APPEND the descriptor stands behind what it wrote itself, which nobody has added to since.
-        let want = Synced::new(appended.segment, open.file.stream_position().unwrap_or(u64::from(u32::MAX)));
+        let Some(open) = self.open.as_mut().filter(|open| open.segment == appended.segment) else {
+            return Err(AppendError::Closed);
+        };
+        // With O_APPEND the descriptor stands behind what it wrote itself.
+        let end = open.file.stream_position().map_err(io("syncing"))?;
+        let want = Synced::new(open.segment, end);
         if shared.synced(open.segment) >= want {
             return Ok(true);
         }
@@ -341,9 +349,10 @@ pub fn open_spool(shared: &Shared, place: &Place<'_>) -> Result<(), AppendError>
     }
     fit_directory(place)?;
     let id = Id::random().map_err(|_| AppendError::Unfit(Why::NoRandomness))?;
+    let facts = (place.facts)();
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|_| AppendError::Unfit(Why::NoRandomness))?;
-    let identity = Identity { id, key: SpoolKey(key), system_id: place.system_id, created: place.clock };
+    let identity = Identity { id, key: SpoolKey(key), system_id: facts.system_id, created: facts.clock };
     let directory = directory(place.base, id);
     let made = make_spool(&directory, &identity);
     if made.is_err() {
@@ -384,7 +393,7 @@ fn fit_directory(place: &Place<'_>) -> Result<(), AppendError> {
     if !found.is_dir() {
         return Err(AppendError::Unfit(Why::NotADirectory));
     }
-    if found.uid() != place.owner {
+    if found.uid() != (place.facts)().owner {
         return Err(AppendError::Unfit(Why::OtherOwner));
     }
     if found.mode() & 0o022 != 0 {

@@ -1,5 +1,6 @@
 //! The spool on a real file system: threads that append, one that reads and removes, files that somebody has damaged.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -30,8 +31,7 @@ impl Base {
     }
 
     fn place(&self, limit: u64) -> Place<'_> {
-        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&self.root).unwrap());
-        Place { base: &self.base, owner, limit, system_id: 7, now_ms: 1_000_000, clock: 5 }
+        Place { base: &self.base, limit, facts: &usual }
     }
 }
 
@@ -40,6 +40,23 @@ impl Drop for Base {
         let _ = fs::set_permissions(&self.base, fs::Permissions::from_mode(0o700));
         let _ = fs::remove_dir_all(&self.root);
     }
+}
+
+thread_local! {
+    static NOW_MS: Cell<u64> = const { Cell::new(1_000_000) };
+    static OTHER_OWNER: Cell<bool> = const { Cell::new(false) };
+}
+
+fn usual() -> Facts {
+    // Whoever runs the tests owns what they make.
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
+    let owner = owner + u32::from(OTHER_OWNER.get());
+    Facts { owner, system_id: 7, now_ms: NOW_MS.get(), clock: 5 }
+}
+
+/// So much later that what failed is tried again.
+fn later() {
+    NOW_MS.set(NOW_MS.get() + 10_000);
 }
 
 /// Of a server that has the directory to itself.
@@ -316,23 +333,24 @@ fn a_directory_that_is_not_the_servers_own_is_refused_until_it_is() {
             Err(error) => panic!("{error:?}"),
             Ok(_) => panic!("not refused"),
         };
-    let mut now = place.now_ms;
-    let mut later = || {
-        now += 10_000;
-        Place { now_ms: now, ..base.place(64 * MB) }
-    };
     fs::create_dir(&base.base).unwrap();
     fs::set_permissions(&base.base, fs::Permissions::from_mode(0o722)).unwrap();
-    assert!(refused(&later()).contains("write to it"));
+    assert!(refused(&place).contains("write to it"));
     fs::set_permissions(&base.base, fs::Permissions::from_mode(0o700)).unwrap();
-    assert!(refused(&Place { owner: place.owner + 1, ..later() }).contains("another user"));
+    later();
+    OTHER_OWNER.set(true);
+    assert!(refused(&place).contains("another user"));
+    OTHER_OWNER.set(false);
     fs::remove_dir(&base.base).unwrap();
     std::os::unix::fs::symlink(&base.root, &base.base).unwrap();
-    assert!(refused(&later()).contains("not a directory"));
+    later();
+    assert!(refused(&place).contains("not a directory"));
     fs::remove_file(&base.base).unwrap();
     // Within the pause nothing is tried; after it, it works.
-    let soon = Place { now_ms: later().now_ms, ..base.place(64 * MB) };
-    appender.append(&shared, &soon, &mut frame("x"), 1, Class::Needed).unwrap();
+    let soon = appender.append(&shared, &place, &mut frame("x"), 1, Class::Needed);
+    assert!(matches!(soon, Err(AppendError::Closed)));
+    later();
+    appender.append(&shared, &place, &mut frame("x"), 1, Class::Needed).unwrap();
 }
 
 #[test]
@@ -346,7 +364,7 @@ fn a_spool_that_is_removed_under_the_server_is_replaced() {
     fs::remove_dir_all(base.base.join(spool.id.to_string())).unwrap();
     assert!(!segment_exists(&base.base, spool.id, 1));
     // The relay notices; a process that has no descriptor yet does so by itself.
-    let place = Place { now_ms: place.now_ms + 10_000, ..place };
+    later();
     drop(appender);
     append(&mut Appender::default(), &shared, &place, "kept");
     assert_eq!(subjects(&only_spool(&base.base), 1).0, ["kept"]);
