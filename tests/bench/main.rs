@@ -6,9 +6,10 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms`, `scale` and `access` are other matters, with clusters of their own: see kms.rs, scale.rs and access.rs.
+//! `kms`, `scale`, `access` and `audit` are other matters, with clusters and files of their own.
 
 mod access;
+mod audit;
 mod kms;
 mod machine;
 mod pgbench;
@@ -81,14 +82,17 @@ fn main() {
     let plan = Plan::from_env();
     let scenarios: Vec<_> =
         scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
-    let known =
-        !scenarios.is_empty() || [kms::NAME, scale::NAME, access::NAME].iter().any(|name| plan.wants(name));
+    let known = !scenarios.is_empty()
+        || [kms::NAME, scale::NAME, access::NAME, audit::NAME].iter().any(|name| plan.wants(name));
     assert!(known, "no scenario has one of these names: {:?}", plan.only);
     let cores = Cores::choose();
     if let Some(cores) = cores {
         cores.pin_client();
     }
     let mut document = if scenarios.is_empty() { json!({}) } else { beside_plain(&plan, &scenarios, cores) };
+    if plan.wants(audit::NAME) {
+        document["audit"] = audit::measure(plan.pairs, cores);
+    }
     if plan.wants(kms::NAME) {
         document["kms"] = kms::measure(plan.pairs.min(3), cores);
     }

@@ -1,0 +1,137 @@
+//! `audit`: what being audited costs, and how fast records reach the table. Runs in the benchmark's process.
+//!
+//! In one run, in turn: a plain select; `vault.read_secret`, which decides, records and opens; and what people do without
+//! a vault, a function that inserts into a log and selects, with synchronous commit and without. Reported as ratios to the
+//! plain select. Then the relay is held while sessions read, and timed while it takes all those records.
+
+use crate::machine::{self, Cores};
+use crate::pgbench::Run;
+use crate::scenarios::FIRST;
+use crate::stats::Summary;
+use hyperion_vault_tests::threads::clients_at_once;
+use hyperion_vault_tests::{Ask, Client, Cluster, SIGCONT, SIGSTOP};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+pub const NAME: &str = "audit";
+
+const SECRETS: u64 = 1_000;
+const SECONDS: u32 = 2;
+/// Records that the relay takes while it is timed.
+const RECORDS: usize = 300_000;
+const SESSIONS: usize = 4;
+const LIMIT: Duration = Duration::from_secs(600);
+
+pub fn measure(pairs: u32, cores: Option<Cores>) -> Value {
+    let cluster = Cluster::builder()
+        .time_limit(Duration::from_secs(3600))
+        .fsync(true)
+        .conf("autovacuum", "off")
+        .conf("max_wal_size", "4GB")
+        .conf("hyperion_vault.dek_cache_ttl_secs", "7200")
+        .start();
+    fill(&cluster);
+    if let Some(cores) = cores {
+        cores.pin_server(&cluster);
+    }
+    println!("\nreads that are audited ÷ a plain primary-key select, in one run");
+    let reads: Vec<Value> = [1, 8].into_iter().map(|clients| compare(&cluster, clients, pairs)).collect();
+    let ingest = ingest(&cluster, pairs.min(3));
+    json!({ "name": NAME, "reads": reads, "ingest": ingest })
+}
+
+fn compare(cluster: &Cluster, clients: u32, pairs: u32) -> Value {
+    let name = format!("\\set n random({FIRST}, {})\n", FIRST + SECRETS - 1);
+    let scripts = [
+        ("plain select", "app", format!("{name}SELECT value FROM bench.plain WHERE name = :n;\n")),
+        ("vault.read_secret", "app", format!("{name}SELECT vault.read_secret(:n);\n")),
+        ("INSERT and select, synchronous commit", "app", format!("{name}SELECT bench.read_audited(:n);\n")),
+        (
+            "INSERT and select, asynchronous commit",
+            "app_async",
+            format!("{name}SELECT bench.read_audited(:n);\n"),
+        ),
+    ];
+    let rate = |(_, user, script): &(&str, &str, String), seed| {
+        Run { script, user, clients, seconds: SECONDS, seed }.execute(cluster).tps
+    };
+    for script in &scripts {
+        rate(script, 0);
+    }
+    let mut ratios = vec![Vec::new(); scripts.len()];
+    for seed in 1..=pairs {
+        let plain = rate(&scripts[0], seed);
+        for (script, ratios) in scripts.iter().zip(&mut ratios).skip(1) {
+            ratios.push(rate(script, seed) / plain);
+        }
+    }
+    let results = scripts.iter().zip(ratios).skip(1).map(|((what, ..), ratios)| {
+        let ratio = Summary::of(ratios).expect("pairs, every rate above zero");
+        println!("{what:<40} c={clients}  {:.2} ({:.2} – {:.2})", ratio.median, ratio.min, ratio.max);
+        json!({ "what": what, "median": ratio.median, "min": ratio.min, "max": ratio.max })
+    });
+    json!({ "clients": clients, "ratios": results.collect::<Vec<_>>(), "load_average": machine::load() })
+}
+
+/// Records a second from the spool into the table.
+fn ingest(cluster: &Cluster, runs: u32) -> Value {
+    let mut root = cluster.superuser();
+    let rates: Vec<f64> = (0..runs)
+        .map(|_| {
+            caught_up(&mut root);
+            let relay = cluster.pid_of("hyperion_vault relay");
+            cluster.kill(relay, SIGSTOP);
+            clients_at_once(cluster, "app", SESSIONS, LIMIT, |_, mut client| {
+                let each = RECORDS / SESSIONS;
+                client.ask(&format!("DO $$ BEGIN FOR i IN 1..{each} LOOP PERFORM vault.read_secret('{FIRST}'); END LOOP; END $$"));
+            });
+            let count = "SELECT coalesce(sum(records), 0) FROM vault.audit_spools";
+            let before: f64 = root.ask(count).parse().expect("a number");
+            let begun = Instant::now();
+            cluster.kill(relay, SIGCONT);
+            caught_up(&mut root);
+            let taken = root.ask(count).parse::<f64>().expect("a number") - before;
+            let rate = taken / begun.elapsed().as_secs_f64();
+            println!("{rate:>8.0} records a second into the table ({taken:.0} of them)   load {}", machine::load());
+            rate
+        })
+        .collect();
+    let rate = Summary::of(rates).expect("runs");
+    json!({ "records": RECORDS, "per_second": { "median": rate.median, "min": rate.min, "max": rate.max } })
+}
+
+/// Waits until next to nothing is in the spool that is not in the table; asking leaves records too.
+fn caught_up(root: &mut Client) {
+    loop {
+        let lag: i64 = root.ask("SELECT vault.status() #>> '{audit,lag_records}'").parse().expect("a number");
+        if lag < 20 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn fill(cluster: &Cluster) {
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask(&format!(
+        "CREATE SCHEMA bench;
+         CREATE TABLE bench.plain (name text COLLATE \"C\" PRIMARY KEY, value text NOT NULL);
+         CREATE TABLE bench.log (id bigserial PRIMARY KEY, at timestamptz NOT NULL, who name NOT NULL, client inet, name text NOT NULL);
+         INSERT INTO bench.plain SELECT i::text, repeat('v', 64) FROM generate_series({FIRST}, {FIRST} + {SECRETS} - 1) i;
+         CREATE FUNCTION bench.read_audited(wanted text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+         BEGIN
+             INSERT INTO bench.log (at, who, client, name) VALUES (clock_timestamp(), session_user, inet_client_addr(), wanted);
+             RETURN (SELECT value FROM bench.plain WHERE name = wanted);
+         END $$;
+         GRANT USAGE ON SCHEMA bench TO PUBLIC; GRANT SELECT ON bench.plain TO PUBLIC;
+         CREATE ROLE app_async LOGIN; ALTER ROLE app_async SET synchronous_commit = off"
+    ));
+    vault.ops().ask(&format!(
+        "SELECT count(vault.create_secret(i::text, repeat('v', 64))) FROM generate_series({FIRST}, {FIRST} + {SECRETS} - 1) i"
+    ));
+    vault.app().ask(&format!(
+        "SELECT count(vault.read_secret(i::text)) FROM generate_series({FIRST}, {FIRST} + {SECRETS} - 1) i"
+    ));
+    root.ask("VACUUM ANALYZE bench.plain");
+}
