@@ -192,8 +192,9 @@ pub struct Held<'a>(&'a AtomicU32);
 
 impl<'a> Held<'a> {
     fn take(word: &'a AtomicU32) -> Option<Self> {
-        // Acquire: pairs with the Release of `drop`.
-        word.compare_exchange(0, 1, Acquire, Relaxed).is_ok().then_some(Self(word))
+        // Acquire: pairs with the Release of `drop`. Lazily: a guard that is made and thrown away would give up what
+        // another holds.
+        word.compare_exchange(0, 1, Acquire, Relaxed).is_ok().then(|| Self(word))
     }
 }
 

@@ -389,6 +389,16 @@ fn a_sync_serves_everything_before_it() {
 }
 
 #[test]
+fn who_asks_in_vain_for_a_right_takes_it_from_nobody() {
+    let shared = shared();
+    let held = shared.roll().unwrap();
+    assert!(shared.roll().is_none());
+    assert!(shared.roll().is_none(), "the one who had it still has");
+    drop(held);
+    assert!(shared.roll().is_some());
+}
+
+#[test]
 fn what_is_no_spool_is_left_alone() {
     let base = Base::new();
     assert_eq!(spools(&base.base).unwrap(), []);
