@@ -109,3 +109,22 @@ fn a_name_for_the_node_is_in_each_record() {
         "22023"
     );
 }
+
+#[test]
+fn what_workers_do_by_themselves_is_recorded_too() {
+    let cluster = Cluster::builder().conf("hyperion_vault.scan_interval_secs", "1").start();
+    let vault = cluster.vault();
+    vault.ops().ask(
+        "SELECT vault.create_secret('turns', kind => 'automatic', rotation_interval => '1 second');
+         SELECT vault.create_secret('ends', 'v', expires_in => '1 second')",
+    );
+    let mut root = vault.root();
+    let sql = "SELECT DISTINCT action, subject, session_role, client, outcome FROM vault.audit_log
+                WHERE function = 'maintenance' AND outcome = 'ok' ORDER BY 1";
+    wait_for("both to be done", PATIENCE, || root.ask(sql).lines().count() == 2);
+    assert_eq!(
+        root.ask(sql),
+        "delete|ends|postgres|internal:hyperion_vault maintenance|ok\n\
+         rotate|turns|postgres|internal:hyperion_vault maintenance|ok"
+    );
+}
