@@ -71,39 +71,6 @@ pub fn at_transaction_end(f: fn(End)) {
     unreachable!("more listeners than there is room for");
 }
 
-/// Runs `f` as well at the end of every top-level transaction of this process, however it ends. `f` must not raise; the
-/// same function twice counts once.
-pub fn also_at_transaction_end(f: fn()) {
-    thread_local! {
-        static REGISTERED: std::cell::RefCell<Vec<fn()>> = const { std::cell::RefCell::new(Vec::new()) };
-    }
-    let known = REGISTERED.with_borrow_mut(|all| {
-        let known = all.iter().any(|other| std::ptr::fn_addr_eq(*other, f));
-        if !known {
-            all.push(f);
-        }
-        known
-    });
-    if !known {
-        // SAFETY: the argument is the function pointer; the callback stays registered as long as the process lives.
-        unsafe { pg_sys::RegisterXactCallback(Some(xact_end), f as *mut std::ffi::c_void) };
-    }
-}
-
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn xact_end(event: pg_sys::XactEvent::Type, arg: *mut std::ffi::c_void) {
-    if matches!(
-        event,
-        pg_sys::XactEvent::XACT_EVENT_COMMIT
-            | pg_sys::XactEvent::XACT_EVENT_PREPARE
-            | pg_sys::XactEvent::XACT_EVENT_ABORT
-    ) {
-        // SAFETY: `arg` is the function pointer that `also_at_transaction_end` passed.
-        let f: fn() = unsafe { std::mem::transmute::<*mut std::ffi::c_void, fn()>(arg) };
-        f();
-    }
-}
-
 fn tell(end: End) {
     for listener in &AT_XACT_END {
         let f = listener.load(Ordering::Relaxed);

@@ -16,8 +16,9 @@ use std::time::Duration;
 use super::posts::Posts;
 use crate::area;
 use crate::config;
+use crate::pg::exit::{self, End};
 use crate::pg::utility::{self, Command};
-use crate::pg::{catalog, exit, identity, latch, monotonic_ms, worker};
+use crate::pg::{catalog, identity, latch, monotonic_ms, worker};
 
 /// Longer than a worker takes to end: it is waiting, or in a statement that can be interrupted. Afterwards the server
 /// says who is in the way.
@@ -72,7 +73,7 @@ fn before(command: &Command) {
 
 /// Has the launcher look once this transaction has ended.
 fn tell_afterwards() {
-    exit::also_at_transaction_end(ended);
+    exit::at_transaction_end(ended);
     NEWS.set(true);
 }
 
@@ -82,7 +83,7 @@ fn in_vault_database() -> bool {
 
 fn hold_off(posts: &Posts) {
     if !HOLDING.get() {
-        exit::also_at_transaction_end(ended);
+        exit::at_transaction_end(ended);
         HOLDING.set(true);
         // Before the posts are looked at; see posts.rs.
         posts.held_off.fetch_add(1, SeqCst);
@@ -111,7 +112,10 @@ fn hold_off(posts: &Posts) {
 }
 
 /// At the end of a transaction, however it ends.
-fn ended() {
+fn ended(end: End) {
+    if matches!(end, End::SavepointAbort(_)) {
+        return;
+    }
     let holding = HOLDING.replace(false);
     if !holding && !NEWS.get() {
         return;
