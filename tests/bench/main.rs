@@ -6,10 +6,12 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms`, `scale`, `access` and `audit` are other matters, with clusters and files of their own.
+//! `kms`, `scale`, `access` and `audit` are other matters, with clusters and files of their own; `instructions` counts instead
+//! of measuring time.
 
 mod access;
 mod audit;
+mod instructions;
 mod kms;
 mod machine;
 mod pgbench;
@@ -22,7 +24,7 @@ use hyperion_vault_tests::{Client, Cluster, StopMode, memory};
 use machine::{Cores, Sessions};
 use pgbench::Run;
 use report::{Outcome, Pair, Side};
-use scenarios::{FIRST, SECRETS, Scenario};
+use scenarios::{FEW, FIRST, FIRST_USERPASS, FIRST_VERSIONED, Kind, SECRETS, Scenario};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -32,7 +34,9 @@ use std::time::{Duration, SystemTime};
 const MISSES: f64 = 0.001;
 
 /// Settings that differ from a default installation's, each for a reason.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
+    // For 64 of pgbench and a few of ours.
+    ("max_connections", "120"),
     // As in production; it concerns the writing scenario alone.
     ("fsync", "on"),
     // Nothing else is to run meanwhile.
@@ -72,9 +76,13 @@ impl Plan {
         self.only.is_empty() || self.only.iter().any(|name| name == scenario)
     }
 
-    /// Seconds and pairs: the stated figure at full length, what stands beside it shorter.
+    /// Seconds and pairs: runs of the stated figure at full length, of what stands beside it shorter.
     fn length(&self, scenario: &Scenario) -> (u32, u32) {
-        if scenario.main { (self.seconds, self.pairs) } else { (self.seconds.min(2), self.pairs.min(3)) }
+        if scenario.kind == Kind::Main {
+            (self.seconds, self.pairs)
+        } else {
+            (self.seconds.min(2), self.pairs)
+        }
     }
 }
 
@@ -83,13 +91,18 @@ fn main() {
     let scenarios: Vec<_> =
         scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
     let known = !scenarios.is_empty()
-        || [kms::NAME, scale::NAME, access::NAME, audit::NAME].iter().any(|name| plan.wants(name));
+        || [kms::NAME, scale::NAME, access::NAME, audit::NAME, instructions::NAME]
+            .iter()
+            .any(|name| plan.wants(name));
     assert!(known, "no scenario has one of these names: {:?}", plan.only);
     let cores = Cores::choose();
     if let Some(cores) = cores {
         cores.pin_client();
     }
     let mut document = if scenarios.is_empty() { json!({}) } else { beside_plain(&plan, &scenarios, cores) };
+    if plan.wants(instructions::NAME) {
+        document["instructions"] = instructions::measure();
+    }
     if plan.wants(audit::NAME) {
         document["audit"] = audit::measure(plan.pairs, cores);
     }
@@ -127,6 +140,9 @@ fn beside_plain(plan: &Plan, scenarios: &[Scenario], cores: Option<Cores>) -> Va
     let outcomes: Vec<Outcome> = scenarios
         .iter()
         .map(|scenario| {
+            if scenario.kind == Kind::Cold {
+                forget_keys(&cluster, cores);
+            }
             let outcome = measure(&cluster, scenario, plan);
             println!("{}", outcome.row());
             outcome
@@ -159,25 +175,50 @@ fn write(path: &Path, document: &Value) {
     println!("written to {}", path.canonicalize().unwrap_or_else(|_| path.to_owned()).display());
 }
 
+/// From here on no key is cached.
+fn forget_keys(cluster: &Cluster, cores: Option<Cores>) {
+    cluster.stage_conf("hyperion_vault.dek_cache_ttl_secs", "0");
+    cluster.restart(StopMode::Fast);
+    if let Some(cores) = cores {
+        cores.pin_server(cluster);
+    }
+}
+
 /// Makes the secrets and the tables; says which build of the extension this is.
 fn fill(cluster: &Cluster) -> &'static str {
     let vault = cluster.vault();
     let mut root = vault.root();
-    let last = FIRST + u64::from(SECRETS) - 1;
-    let rows = format!("SELECT n::text, repeat(md5(n::text), 2) FROM generate_series({FIRST}, {last}) n");
+    let rows = |first: u64, count: u32| {
+        let last = first + u64::from(count) - 1;
+        format!("SELECT n::text, repeat(md5(n::text), 2) FROM generate_series({first}, {last}) n")
+    };
+    let (plain, userpass, versioned) =
+        (rows(FIRST, SECRETS), rows(FIRST_USERPASS, FEW), rows(FIRST_VERSIONED, FEW));
     run(
         &mut root,
         &format!(
             "CREATE SCHEMA bench;
              CREATE TABLE bench.plain (name text COLLATE \"C\" PRIMARY KEY, value text NOT NULL);
              CREATE TABLE bench.inserted (LIKE bench.plain INCLUDING ALL);
+             CREATE FUNCTION bench.wrapped(text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS
+               'BEGIN RETURN (SELECT value FROM bench.plain WHERE name = $1); END';
              GRANT USAGE ON SCHEMA bench TO app, ops;
              GRANT SELECT ON bench.plain TO app;
              GRANT INSERT ON bench.inserted TO ops;
-             INSERT INTO bench.plain {rows};"
+             INSERT INTO bench.plain {plain} UNION ALL {userpass} UNION ALL {versioned};"
         ),
     );
-    run(&mut vault.ops(), &format!("SELECT vault.create_secret(name, value) FROM ({rows}) r (name, value)"));
+    let mut ops = vault.ops();
+    let mut each =
+        |call: &str, rows: &str| run(&mut ops, &format!("SELECT {call} FROM ({rows}) r (name, value)"));
+    each("vault.create_secret(name, value)", &plain);
+    each("vault.create_secret(name => name, username => 'user', password => value)", &userpass);
+    each("vault.create_secret(name => name, value => reverse(value), grace_period => '1 day')", &versioned);
+    each("vault.put_secret(name, value)", &versioned);
+    let old = "SELECT count(*) FROM bench.plain WHERE length(name) > 0 AND name >= $1 AND vault.read_secret(name, 1) <> reverse(value)";
+    let first = FIRST_VERSIONED.to_string();
+    let wrong: i64 = vault.app().query_one(old, &[&first]).expect("versions in grace").get(0);
+    assert_eq!(wrong, 0, "earlier versions that do not read as they were written");
     // Everything read once: keys cached, hint bits set, and the value is the one that went in.
     let wrong = number(
         &mut vault.app(),
@@ -212,7 +253,7 @@ fn measure(cluster: &Cluster, scenario: &Scenario, plan: &Plan) -> Outcome {
         .map(|seed| Pair { vault: side(&scenario.vault, seed), plain: side(&scenario.plain, seed) })
         .collect();
     let after = lookups(cluster);
-    let cache_hits = scenario.cached.then(|| {
+    let cache_hits = scenario.cached().then(|| {
         let (hits, misses) = (after.0 - before.0, after.1 - before.1);
         let share = hits as f64 / (hits + misses) as f64;
         assert!(share >= 1.0 - MISSES, "{}: not cached: {hits} hits, {misses} misses", scenario.name);

@@ -105,10 +105,23 @@ impl Cluster {
     }
 
     pub fn try_start_again(&self) -> Result<(), StartFailure> {
+        self.start_under(&[])
+    }
+
+    /// Starts the server under a program that runs it, such as `valgrind` with its arguments.
+    pub fn start_under(&self, runner: &[&str]) -> Result<(), StartFailure> {
         let mark = self.log_mark();
         let log =
             OpenOptions::new().create(true).append(true).open(self.log_path()).expect("cannot open the log");
-        let mut command = Command::new(self.tools.program("postgres"));
+        let postgres = self.tools.program("postgres");
+        let mut command = match runner {
+            [] => Command::new(postgres),
+            [program, args @ ..] => {
+                let mut command = Command::new(program);
+                command.args(args).arg(postgres);
+                command
+            }
+        };
         as_server_user(&mut command, self.user);
         command
             .arg("-D")
