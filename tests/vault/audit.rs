@@ -12,6 +12,10 @@ mod spools;
 use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, random_text, wait_for};
 use serde_json::Value;
 
+/// The log with the last word on each write in the place of `pending`: the relay may come by in the middle of any.
+pub const LAST_WORDS: &str = "(SELECT (jsonb_populate_record(l, jsonb_build_object('outcome', coalesce(r.outcome, l.outcome)))).*
+       FROM vault.audit_log l LEFT JOIN vault.audit_log r ON r.resolves = l.id WHERE l.resolves IS NULL) audit_log";
+
 /// Waits until everything recorded up to now is in the table: leaves a record of its own and waits for that.
 #[track_caller]
 pub fn settle(cluster: &Cluster) {
@@ -23,6 +27,8 @@ pub fn settle(cluster: &Cluster) {
     });
     let sql = format!("SELECT count(*) FROM vault.audit_log WHERE subject = '{mark}'");
     wait_for("the relay to take the last record", PATIENCE, || root.ask(&sql) == "1");
+    let ended = "SELECT count(*) FROM vault.audit_pending WHERE pg_xact_status(xid::xid8) <> 'in progress'";
+    wait_for("the relay to judge what has ended", PATIENCE, || root.ask(ended) == "0");
 }
 
 /// Rows of the log, without marks, in the order of their ids.
@@ -30,7 +36,7 @@ pub fn settle(cluster: &Cluster) {
 pub fn log(cluster: &Cluster, columns: &str, condition: &str) -> String {
     settle(cluster);
     cluster.superuser().ask(&format!(
-        "SELECT {columns} FROM vault.audit_log
+        "SELECT {columns} FROM {LAST_WORDS}
           WHERE coalesce(subject, '') NOT LIKE 'mark/%' AND function <> 'status' AND {condition} ORDER BY id"
     ))
 }

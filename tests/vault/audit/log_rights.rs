@@ -15,8 +15,8 @@ fn auditors_read_and_nobody_writes() {
     settle(&cluster);
     let mut auditor = vault.session("auditor");
     assert_eq!(
-        auditor.ask("SELECT function, subject, outcome FROM vault.audit_log WHERE subject = 'a'"),
-        "create_secret|a|ok"
+        auditor.ask("SELECT function, subject FROM vault.audit_log WHERE subject = 'a' AND resolves IS NULL"),
+        "create_secret|a"
     );
     // Not even the auditor sees the bookkeeping, or anything else of the vault.
     for table in ["audit_spools", "audit_pending", "secrets", "secret_versions"] {
@@ -88,7 +88,7 @@ fn the_log_is_dumped_and_goes_on_after_a_restore() {
     other.psql(&String::from_utf8(dump).unwrap()).success();
     let mut root = other.superuser();
     // The dump itself asks nothing of the vault, the restore neither.
-    let kept = root.ask("SELECT count(*) FROM vault.audit_log WHERE subject = 'a'");
+    let kept = root.ask("SELECT count(*) FROM vault.audit_log WHERE subject = 'a' AND resolves IS NULL");
     assert_eq!(kept, "2");
     assert!(root.try_ask("SELECT vault.read_secret('b')").is_err());
     settle(&other);
