@@ -38,6 +38,8 @@ pub fn run<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
 /// Why a savepoint was rolled back.
 pub enum Failure {
     Ours(Box<VaultError>),
+    /// The same, raised as an error of the server's and caught again.
+    Raised(Box<ErrorReportWithLevel>),
     Server(Box<ErrorReportWithLevel>),
 }
 
@@ -52,8 +54,15 @@ pub fn savepoint<R>(f: impl FnOnce() -> Result<R>) -> Result<R, Failure> {
         pg_sys::MemoryContextSwitchTo(context);
         let result =
             pgrx::PgTryBuilder::new(AssertUnwindSafe(|| f().map_err(|error| Failure::Ours(Box::new(error)))))
-                .catch_when(pgrx::PgSqlErrorCode::ERRCODE_QUERY_CANCELED, |error| error.rethrow())
-                .catch_others(|error| Err(Failure::Server(Box::new(report(error)))))
+                // What takes too long in our own judgement has the same code, and is raised by us.
+                .catch_when(pgrx::PgSqlErrorCode::ERRCODE_QUERY_CANCELED, |error| match error {
+                    CaughtError::ErrorReport(report) => Err(Failure::Raised(Box::new(report))),
+                    error => error.rethrow(),
+                })
+                .catch_others(|error| match error {
+                    CaughtError::ErrorReport(report) => Err(Failure::Raised(Box::new(report))),
+                    error => Err(Failure::Server(Box::new(report(error)))),
+                })
                 .catch_rust_panic(|error| Err(Failure::Server(Box::new(report(error)))))
                 .execute();
         match &result {
@@ -77,6 +86,7 @@ pub fn report(error: CaughtError) -> ErrorReportWithLevel {
 
 /// Rolls back whatever is open.
 pub fn abort() {
+    // Not AbortCurrentTransaction, which in a savepoint ends that one and leaves the rest open.
     // SAFETY: no arguments; does nothing where there is nothing.
-    unsafe { pg_sys::AbortCurrentTransaction() };
+    unsafe { pg_sys::AbortOutOfAnyTransaction() };
 }

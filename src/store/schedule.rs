@@ -39,29 +39,51 @@ pub struct Due {
     pub name: String,
     pub at: Place,
     pub format: Format,
+    /// How often it has failed in a row.
+    pub attempts: u32,
+    pub has_target: bool,
+}
+
+/// Whose turn a secret is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// All but those of the other lane.
+    Own,
+    /// Those whose target is a function: others' code, which may take its time.
+    Hooks,
+}
+
+/// Whether a secret's target is a function.
+macro_rules! hooked {
+    () => {
+        "(s.target ->> 'type' = 'function') IS TRUE"
+    };
 }
 
 static DUE: Statement = Statement::query(
     sql!(
         "SELECT s.id, s.name, ",
         due_at!(),
-        ", s.format FROM vault.secrets s WHERE ",
+        ", s.format, s.rotation_attempts, s.target IS NOT NULL FROM vault.secrets s WHERE ",
         scheduled!(),
         " AND ",
         due_at!(),
         " <= $1 AND (",
         due_at!(),
-        ", s.id) > ($2, $3) AND (s.expires_at IS NULL OR s.expires_at > $1) ORDER BY ",
+        ", s.id) > ($2, $3) AND (s.expires_at IS NULL OR s.expires_at > $1) AND ",
+        hooked!(),
+        " = $5 ORDER BY ",
         due_at!(),
         ", s.id LIMIT $4"
     ),
-    &[TIMESTAMPTZ, TIMESTAMPTZ, pg_sys::UUIDOID, pg_sys::INT4OID],
+    &[TIMESTAMPTZ, TIMESTAMPTZ, pg_sys::UUIDOID, pg_sys::INT4OID, pg_sys::BOOLOID],
 );
 
-/// Secrets to rotate at `now`, the longest overdue first.
-pub fn due(spi: &Spi, now: i64, after: Place, limit: i32) -> Result<Vec<Due>> {
+/// Secrets of a lane to rotate at `now`, the longest overdue first.
+pub fn due(spi: &Spi, lane: Lane, now: i64, after: Place, limit: i32) -> Result<Vec<Due>> {
     spi.prefer_index_order();
-    let rows = spi.run(&DUE, &place(now, after, limit))?;
+    let [now, at, id, limit] = place(now, after, limit);
+    let rows = spi.run(&DUE, &[now, at, id, limit, Bind::Bool(lane == Lane::Hooks)])?;
     rows.iter()
         .map(|row| {
             let id = row.uuid(1).ok_or_else(unreadable)?;
@@ -70,9 +92,35 @@ pub fn due(spi: &Spi, now: i64, after: Place, limit: i32) -> Result<Vec<Due>> {
                 name: row.text(2).ok_or_else(unreadable)?.to_owned(),
                 at: (row.timestamp(3).ok_or_else(unreadable)?, id),
                 format: row.text(4).and_then(Format::parse).ok_or_else(unreadable)?,
+                attempts: attempts(&row, 5),
+                has_target: row.bool(6).unwrap_or(false),
             })
         })
         .collect()
+}
+
+fn attempts(row: &Row<'_>, column: i32) -> u32 {
+    row.int(column).and_then(|attempts| u32::try_from(attempts).ok()).unwrap_or(0)
+}
+
+static HOOKS_DUE: Statement = Statement::query(
+    sql!(
+        "SELECT EXISTS (SELECT FROM vault.secrets s WHERE ",
+        scheduled!(),
+        " AND ",
+        due_at!(),
+        " <= $1 AND (s.expires_at IS NULL OR s.expires_at > $1) AND ",
+        hooked!(),
+        ")"
+    ),
+    &[TIMESTAMPTZ],
+);
+
+/// Whether anything of the lane [`Lane::Hooks`] is due.
+pub fn hooks_are_due(spi: &Spi, now: i64) -> Result<bool> {
+    spi.prefer_index_order();
+    let rows = spi.run(&HOOKS_DUE, &[Bind::Timestamp(now)])?;
+    Ok(rows.first().and_then(|row| row.bool(1)).unwrap_or(false))
 }
 
 fn place(now: i64, (at, id): Place, limit: i32) -> [Bind<'static>; 4] {
@@ -132,7 +180,7 @@ pub fn lock_due(spi: &Spi, id: Id, now: i64) -> Result<Option<LockedDue>> {
         .map(|row| {
             Ok(LockedDue {
                 name: row.text(1).ok_or_else(unreadable)?.to_owned(),
-                attempts: row.int(2).and_then(|attempts| u32::try_from(attempts).ok()).unwrap_or(0),
+                attempts: attempts(&row, 2),
             })
         })
         .transpose()

@@ -79,7 +79,7 @@ fn each_for_itself(f: impl FnOnce() -> Result<()>) {
     match transaction::savepoint(f) {
         Ok(()) => {}
         Err(Failure::Ours(error)) => (*error).warn(),
-        Err(Failure::Server(report)) => crate::error::log_caught(&report),
+        Err(Failure::Raised(report) | Failure::Server(report)) => crate::error::log_caught(&report),
     }
 }
 

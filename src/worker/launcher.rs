@@ -126,7 +126,8 @@ impl Launcher {
                 charge.record.forgive();
             }
         }
-        if self.posts.is_held_off() || (index > 0 && self.posts.found() != Some(true)) {
+        let found = index == 0 || self.posts.found() == Some(true);
+        if self.posts.is_held_off() || !found || !self.posts.is_wanted(index) {
             return TURN;
         }
         if !charge.record.may_start(now) {

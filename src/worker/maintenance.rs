@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use hyperion_vault_core::schedule as decide;
 
-use super::{housekeeping, rotation, session, token_uses};
+use super::{hooks, housekeeping, rotation, session, token_uses};
 use crate::config;
 use crate::error::Result;
 use crate::pg::spi::Spi;
 use crate::pg::{clock, datum, identity, transaction};
-use crate::store::schedule;
+use crate::store::schedule::{self, Lane};
 
 pub const NAME: &CStr = c"hyperion_vault maintenance";
 
@@ -40,7 +40,8 @@ fn turn() -> Result<Duration> {
     session::step(token_uses::turn);
     let mut more = session::step(housekeeping::pass).unwrap_or(false);
     if rotations {
-        more |= session::step(rotation::pass).unwrap_or(false);
+        session::step(hooks::call);
+        more |= session::step(|| rotation::pass(Lane::Own)).unwrap_or(false);
     }
     if more {
         return Ok(BREATH);

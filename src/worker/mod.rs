@@ -9,6 +9,7 @@
 use std::ffi::CStr;
 
 pub mod detach;
+pub mod hooks;
 mod housekeeping;
 pub mod launcher;
 pub mod maintenance;
@@ -24,11 +25,14 @@ pub struct Employee {
     pub name: &'static CStr,
     /// Its entry point, for the postmaster.
     pub entry: &'static CStr,
+    /// Runs only while there is something for it to do.
+    pub on_demand: bool,
 }
 
 /// Who is started, in this order; the first also finds out whether there is an extension. A worker's place here is its
 /// place in [`posts::Posts::workers`].
-pub const ROSTER: [Employee; 2] = [
-    Employee { name: maintenance::NAME, entry: c"hyperion_vault_maintenance_main" },
-    Employee { name: relay::NAME, entry: c"hyperion_vault_relay_main" },
+pub const ROSTER: [Employee; 3] = [
+    Employee { name: maintenance::NAME, entry: c"hyperion_vault_maintenance_main", on_demand: false },
+    Employee { name: relay::NAME, entry: c"hyperion_vault_relay_main", on_demand: false },
+    Employee { name: hooks::NAME, entry: c"hyperion_vault_hooks_main", on_demand: true },
 ];

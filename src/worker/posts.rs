@@ -8,7 +8,7 @@
 //! Every process. All zero is: nobody there, nothing known.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64};
 
 use hyperion_vault_core::note::Note;
 
@@ -102,6 +102,8 @@ pub struct Posts {
     pub workers: [Post; ROSTER.len()],
     /// How many transactions want nobody of ours in the database.
     pub held_off: AtomicU32,
+    /// Whether the worker for hooks has something to do.
+    pub hooks_wanted: AtomicBool,
     /// Moves when the launcher should look again, whatever it found before.
     pub news: AtomicU32,
     /// Whether the extension was found: 0 not asked, 1 yes, 2 no.
@@ -117,6 +119,11 @@ impl Posts {
     pub fn tell_launcher(&self) {
         self.news.fetch_add(1, Release);
         self.launcher.wake();
+    }
+
+    /// Whether the worker of that place in the roster should run, where there is an extension.
+    pub fn is_wanted(&self, index: usize) -> bool {
+        !ROSTER[index].on_demand || self.hooks_wanted.load(SeqCst)
     }
 
     pub fn set_found(&self, found: bool) {

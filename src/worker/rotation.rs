@@ -27,12 +27,12 @@ use serde_json::json;
 use crate::api::keys::{self, NewVersion, Opener};
 use crate::api::update::{NewValue, Update};
 use crate::audit;
-use crate::error::{Result, VaultError};
+use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::{self, Generated, Pipeline};
 use crate::pg::spi::Spi;
 use crate::pg::transaction::{self, Failure};
 use crate::pg::{clock, latch, monotonic_ms, worker};
-use crate::store::schedule::{self, Due, Place, START};
+use crate::store::schedule::{self, Due, Lane, LockedDue, Place, START};
 use crate::store::secrets;
 
 /// How many are found at a time: more than the key service is asked for at once, few enough to be held in memory.
@@ -58,10 +58,11 @@ struct Job {
     unwrap: Option<(Id, Request)>,
 }
 
-/// Rotates what is due. True if there may be more.
-pub fn pass() -> Result<bool> {
+/// Rotates what is due in a lane. True if there may be more.
+pub fn pass(lane: Lane) -> Result<bool> {
     let now = clock();
     let mut pass = Pass {
+        lane,
         now,
         after: START,
         waiting: VecDeque::new(),
@@ -81,6 +82,7 @@ pub fn pass() -> Result<bool> {
 }
 
 struct Pass {
+    lane: Lane,
     now: i64,
     after: Place,
     waiting: VecDeque<Job>,
@@ -102,8 +104,7 @@ impl Pass {
             self.submit()?;
             self.collect();
             if self.is_batch() {
-                let batch = self.ready.len().min(BATCH);
-                let batch: Vec<_> = self.ready.drain(..batch).collect();
+                let batch = self.batch();
                 self.done += batch.len();
                 if let Some(error) = rotate(self.now, batch)? {
                     self.outage = Some(error);
@@ -130,16 +131,22 @@ impl Pass {
         self.ready.len() >= BATCH || !self.ready.is_empty() && (self.pipeline.is_empty() || waited())
     }
 
+    /// The next ones to share a transaction; one that is handed to a target has its own, since it may wait for others.
+    fn batch(&mut self) -> Vec<(Job, Result<Generated>)> {
+        let own = self.ready.iter().take(BATCH).take_while(|(job, _)| !job.due.has_target).count();
+        self.ready.drain(..own.max(1)).collect()
+    }
+
     fn find(&mut self) -> Result<()> {
         let full = self.done + self.waiting.len() >= PASS;
         if self.exhausted || full || self.outage.is_some() || !self.waiting.is_empty() {
             return Ok(());
         }
-        let (now, after) = (self.now, self.after);
-        let found = transaction::run(|| {
+        let (lane, now, after) = (self.lane, self.now, self.after);
+        let mut found = transaction::run(|| {
             let due = {
                 let spi = Spi::connect()?;
-                schedule::due(&spi, now, after, FOUND)?
+                schedule::due(&spi, lane, now, after, FOUND)?
             };
             if due.is_empty() {
                 return Ok(Vec::new());
@@ -151,6 +158,8 @@ impl Pass {
         if let Some(last) = found.last() {
             self.after = last.due.at;
         }
+        // Those that have not failed do not wait for those that have, and may again.
+        found.sort_by_key(|job| job.due.attempts);
         self.waiting.extend(found);
         Ok(())
     }
@@ -247,7 +256,7 @@ fn rotate(now: i64, batch: Vec<(Job, Result<Generated>)>) -> Result<Option<Vault
                 // Changed between look and lock: the next pass sees it as it is then.
                 Ok(None) => {}
                 Err(Failure::Ours(error)) if error.is_outage() => outage = Some(*error),
-                Err(failure) => remember(id, locked.attempts + 1, &failure)?,
+                Err(failure) => remember(id, &locked, &failure)?,
             }
         }
         if !rotated.is_empty() {
@@ -275,16 +284,24 @@ fn rotate_one(name: &str, job: Job, key: Generated) -> Result<Option<i32>> {
     Ok(secrets::current(name)?.map(|current| current.version))
 }
 
-fn remember(id: Id, attempts: u32, failure: &Failure) -> Result<()> {
+fn remember(id: Id, locked: &LockedDue, failure: &Failure) -> Result<()> {
     let mut error = match failure {
         Failure::Ours(error) => error.summary(),
-        Failure::Server(report) => {
-            crate::error::log_caught(report);
-            report.message().to_owned()
-        }
+        Failure::Raised(report) => match report.detail() {
+            Some(detail) => format!("{} ({detail})", report.message()),
+            None => report.message().to_owned(),
+        },
+        // Its detail may show rows.
+        Failure::Server(report) => report.message().to_owned(),
     };
     error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
+    let attempts = locked.attempts.saturating_add(1);
     let wait = decide::retry_after(attempts, random()?);
+    let message = format!("hyperion_vault: scheduled rotation of secret \"{}\" failed", locked.name);
+    VaultError::new(Kind::WrongState, message)
+        .detail(error.clone())
+        .hint(format!("Attempt {attempts}; the next one comes in {} s.", wait.as_secs()))
+        .warn();
     let retry_at = clock().saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
     let spi = Spi::connect()?;
     schedule::failed(&spi, id, attempts, &error, retry_at)

@@ -122,6 +122,14 @@ fn leave_if_told(posts: &Posts, post: &Post) {
     }
 }
 
+/// Ends a worker that has nothing more to do, until it is wanted again.
+pub fn leave_for_now() -> ! {
+    match POST.get() {
+        Some(post) => leave(post, Reason::Told),
+        None => worker::exit_quietly(),
+    }
+}
+
 fn leave(post: &Post, reason: Reason) -> ! {
     post.set_reason(reason);
     worker::exit_quietly()

@@ -5,6 +5,7 @@
 mod crashes;
 mod due;
 mod failing;
+mod hooks;
 mod plans;
 mod races;
 mod runs_out;

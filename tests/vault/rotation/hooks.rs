@@ -1,0 +1,69 @@
+//! Targets under the schedule: others' code that sleeps or fails keeps nobody else waiting.
+
+use std::time::{Duration, Instant};
+
+use super::{builder, make_due};
+use hyperion_vault_tests::{Ask, PATIENCE, wait_for};
+
+const HOOKS: &str = "hyperion_vault hooks";
+
+#[test]
+fn a_sleeping_hook_keeps_no_other_rotation_waiting() {
+    let cluster = builder().conf("hyperion_vault.hook_timeout_ms", "4000").start();
+    let vault = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    root.ask(
+        "GRANT vault_reader TO ops; CREATE SCHEMA app AUTHORIZATION ops; SET ROLE ops;
+         CREATE TABLE app.asleep (name text); CREATE TABLE app.seen (name text, version int, value text);
+         CREATE FUNCTION app.on_rotate(name text, version int) RETURNS void LANGUAGE plpgsql AS $$
+         BEGIN
+             IF EXISTS (SELECT FROM app.asleep a WHERE a.name = on_rotate.name) THEN PERFORM pg_sleep(60); END IF;
+             INSERT INTO app.seen VALUES (name, version, vault.read_secret(name, version));
+         END $$;
+         RESET ROLE",
+    );
+    ops.ask(
+        "SELECT count(vault.create_secret(name, kind => 'automatic', rotation_interval => '1 day', grace_period => '1 hour',
+            target => '{\"type\": \"function\", \"function\": \"app.on_rotate(text,int)\"}'))
+           FROM (VALUES ('a/asleep'), ('b/asleep'), ('z/awake')) n (name);
+         SELECT count(vault.create_secret('plain/' || i, kind => 'automatic', rotation_interval => '1 day')) FROM generate_series(1, 50) i",
+    );
+    root.ask("CREATE ROLE target_role LOGIN");
+    root.ask(
+        "SELECT vault.create_secret('role', kind => 'automatic', rotation_interval => '1 day',
+            target => '{\"type\": \"postgres_role\", \"role\": \"target_role\"}')",
+    );
+    assert!(cluster.pids(HOOKS).is_empty(), "nothing to do for it");
+    ops.ask("INSERT INTO app.asleep VALUES ('a/asleep'), ('b/asleep')");
+    let password = "SELECT rolpassword FROM pg_authid WHERE rolname = 'target_role'";
+    let before = root.ask(password);
+    make_due(&mut root, "1 second");
+    root.ask("UPDATE vault.secrets SET next_rotation_at = next_rotation_at - interval '1 hour' WHERE name LIKE '%asleep'");
+
+    let begun = Instant::now();
+    let done =
+        "SELECT count(*) FROM vault.secrets WHERE version = 2 AND (name LIKE 'plain/%' OR name = 'role')";
+    wait_for("all without a hook", PATIENCE, || root.ask(done) == "51");
+    println!("51 rotations beside two hooks that sleep: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(3900), "they waited for a hook: {:?}", begun.elapsed());
+    assert_ne!(root.ask(password), before);
+
+    // The one that is awake comes after those that were due before it, and not after their next attempts.
+    let awake = "SELECT version FROM vault.secrets WHERE name = 'z/awake'";
+    wait_for("the hook that is awake", Duration::from_secs(15), || root.ask(awake) == "2");
+    let failed = "SELECT count(*) FROM vault.list_secrets() WHERE name LIKE '%asleep' AND version = 1 AND rotation_attempts > 0
+                     AND rotation_error LIKE '%hook_timeout_ms%'";
+    wait_for("the record of those asleep", PATIENCE, || root.ask(failed) == "2");
+    assert!(begun.elapsed() > Duration::from_secs(4), "they had their time");
+    assert_eq!(root.ask("SELECT count(*) FROM vault.secret_versions WHERE secret_id IN (SELECT id FROM vault.secrets WHERE name LIKE '%asleep')"), "0");
+    // Each try had a value of its own; the one that worked is the one that was handed over.
+    ops.ask("DELETE FROM app.asleep; SELECT count(vault.update_secret(name, description => 'awake')) FROM vault.list_secrets('*asleep')");
+    wait_for("those that woke up", PATIENCE, || {
+        root.ask("SELECT count(*) FROM vault.secrets WHERE name LIKE '%asleep' AND version = 2") == "2"
+    });
+    let agree =
+        "SELECT count(*) FROM app.seen s JOIN vault.secrets v ON v.name = s.name AND v.version = s.version
+                  WHERE s.version = 2 AND s.value = vault.read_secret(s.name)";
+    assert_eq!(root.ask(agree), "3");
+    wait_for("the worker for hooks to leave", PATIENCE, || cluster.pids(HOOKS).is_empty());
+}
