@@ -6,7 +6,7 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms`, `scale`, `access` and `audit` are other matters, with clusters and files of their own; `instructions` counts instead
+//! `kms`, `scale`, `access`, `audit` and `rotation` are other matters, with clusters and files of their own; `instructions` counts instead
 //! of measuring time.
 
 mod access;
@@ -16,6 +16,7 @@ mod kms;
 mod machine;
 mod pgbench;
 mod report;
+mod rotation;
 mod scale;
 mod scenarios;
 mod stats;
@@ -91,7 +92,7 @@ fn main() {
     let scenarios: Vec<_> =
         scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
     let known = !scenarios.is_empty()
-        || [kms::NAME, scale::NAME, access::NAME, audit::NAME, instructions::NAME]
+        || [kms::NAME, scale::NAME, access::NAME, audit::NAME, instructions::NAME, rotation::NAME]
             .iter()
             .any(|name| plan.wants(name));
     assert!(known, "no scenario has one of these names: {:?}", plan.only);
@@ -114,6 +115,9 @@ fn main() {
     }
     if plan.wants(access::NAME) {
         document["access"] = access::measure(plan.pairs, cores);
+    }
+    if plan.wants(rotation::NAME) {
+        document["rotation"] = rotation::measure(plan.pairs.min(3));
     }
     write(&plan.out, &document);
 }
