@@ -96,3 +96,39 @@ fn what_is_due_reaches_its_target() {
     );
     assert_eq!(root.ask("SELECT version FROM vault.secrets WHERE name = 'hooked'"), "3");
 }
+
+/// A worker cuts a hook short as a session does, and lives on.
+#[test]
+fn a_sleeping_hook_is_ended_in_a_worker_too() {
+    let cluster = builder()
+        .conf("hyperion_vault.scan_interval_secs", "1")
+        .conf("hyperion_vault.hook_timeout_ms", "300")
+        .start();
+    let vault = prepare(&cluster);
+    let (mut root, mut keeper) = (vault.root(), vault.session("keeper"));
+    root.batch_execute(
+        "GRANT vault_reader TO keeper; CREATE SCHEMA app AUTHORIZATION keeper; SET ROLE keeper;
+         CREATE FUNCTION app.on_rotate(name text, version int) RETURNS void LANGUAGE plpgsql AS
+           $$ BEGIN IF version > 1 THEN PERFORM pg_sleep(60); END IF; END $$;
+         RESET ROLE",
+    )
+    .unwrap();
+    let create = "SELECT vault.create_secret($1, kind => 'automatic', rotation_interval => '30 days'";
+    keeper.ask(&format!(
+        "{}, target => '{{\"type\":\"function\",\"function\":\"app.on_rotate\"}}')",
+        create.replace("$1", "'a/sleeper'")
+    ));
+    keeper.ask(&format!("{})", create.replace("$1", "'b/other'")));
+    let workers = "SELECT string_agg(pid::text, ',' ORDER BY pid) FROM pg_stat_activity WHERE backend_type LIKE 'hyperion_vault%'";
+    let before = root.ask(workers);
+    for name in ["a/sleeper", "b/other"] {
+        due(&mut root, name);
+    }
+    version_is(&mut root, "b/other", 2);
+    let error = "SELECT rotation_error FROM vault.list_secrets('a/sleeper')";
+    wait_for("the failure", PATIENCE, || root.ask(error) != "∅");
+    let shown = root.ask(error);
+    assert!(shown.contains("took too long") && shown.contains("hook_timeout_ms is 300"), "{shown}");
+    assert_eq!(root.ask("SELECT version FROM vault.secrets WHERE name = 'a/sleeper'"), "1");
+    assert_eq!(root.ask(workers), before, "a worker died of it");
+}
