@@ -35,7 +35,7 @@ COMMENT ON FUNCTION vault.unbind_role IS 'take a vault role from a Postgres role
 
 CREATE FUNCTION vault.rebind_roles(OUT role text, OUT pg_role text, OUT outcome text) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'vault_rebind_roles';
-COMMENT ON FUNCTION vault.rebind_roles IS 'after a restore: bind again, by name, the Postgres roles that have another OID here; superuser only';
+COMMENT ON FUNCTION vault.rebind_roles IS 'after a restore: bind again, by name, the Postgres roles that have another OID here; superuser only; and the roles of targets';
 
 CREATE FUNCTION vault.create_token(name text, role text, expires_in interval DEFAULT NULL) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'vault_create_token';

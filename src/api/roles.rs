@@ -20,6 +20,7 @@ use crate::pg::spi::Spi;
 use crate::pg::srf::RowSet;
 use crate::pg::{datum, identity};
 use crate::store::roles::{self, ADMIN, ADMIN_ID};
+use crate::store::targets;
 
 /// What every function that changes something asks first; the rights of who asks.
 pub fn admitted(what: &str) -> Result<Rights> {
@@ -199,10 +200,12 @@ pub fn rebind_roles(args: &Args) -> Result<Return> {
     gate::writable()?;
     let rows = RowSet::begin(args)?;
     let spi = Spi::connect()?;
-    roles::rebind(&spi, |role, pg_role, found| {
+    let push = |role, pg_role, found| {
         let outcome = datum::varlena(if found { b"rebound" } else { b"missing" });
         rows.push(&[Some(role), Some(pg_role), Some(outcome)])
-    })?;
+    };
+    roles::rebind(&spi, push)?;
+    targets::rebind(&spi, push)?;
     drop(spi);
     rows.finish()
 }

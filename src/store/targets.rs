@@ -101,6 +101,53 @@ pub fn clear(spi: &Spi, secret: Id, now: Datum) -> Result<Datum> {
     returned(spi.run(&SET, &binds)?.first())
 }
 
+/// Targets with who has the names in them now: the setter, and of the roles as many as there are.
+macro_rules! found {
+    () => {
+        "WITH t AS (SELECT s.id, s.name, s.target_set_by, g.oid AS setter, w.wanted, w.roles FROM vault.secrets s \
+           LEFT JOIN pg_catalog.pg_roles g ON g.rolname::text COLLATE \"C\" = s.target_set_by \
+           CROSS JOIN LATERAL (SELECT count(*) AS wanted, \
+               coalesce(array_agg(r.oid ORDER BY n.place) FILTER (WHERE r.oid IS NOT NULL), '{}') AS roles \
+             FROM jsonb_array_elements_text(CASE s.target ->> 'type' \
+                 WHEN 'postgres_role' THEN jsonb_build_array(s.target -> 'role') \
+                 WHEN 'postgres_role_pair' THEN s.target -> 'roles' ELSE '[]' END) WITH ORDINALITY n (name, place) \
+             LEFT JOIN pg_catalog.pg_roles r ON r.rolname::text = n.name) w \
+           WHERE s.target IS NOT NULL AND s.target_set_by IS NOT NULL) "
+    };
+}
+
+static REBIND: Statement = Statement::new(
+    sql!(
+        found!(),
+        "UPDATE vault.secrets s SET target_set_by_oid = t.setter, target_roles = t.roles FROM t \
+          WHERE s.id = t.id AND t.setter IS NOT NULL AND cardinality(t.roles) = t.wanted \
+            AND (s.target_set_by_oid IS DISTINCT FROM t.setter OR s.target_roles IS DISTINCT FROM t.roles) \
+          RETURNING 'secret ' || s.name, s.target_set_by"
+    ),
+    &[],
+);
+static MISSING: Statement = Statement::query(
+    sql!(
+        found!(),
+        "SELECT 'secret ' || name, target_set_by FROM t WHERE setter IS NULL OR cardinality(roles) < wanted"
+    ),
+    &[],
+);
+
+/// Gives every target the oids that the roles of its names have now. Calls `each` with the secret, who set its target,
+/// and whether all are there, for all that were not right.
+pub fn rebind(spi: &Spi, mut each: impl FnMut(Datum, Datum, bool) -> Result<()>) -> Result<()> {
+    for (statement, found) in [(&REBIND, true), (&MISSING, false)] {
+        let rows = spi.run(statement, &[])?;
+        for row in rows.iter() {
+            if let (Some(secret), Some(set_by)) = (row.raw(1), row.raw(2)) {
+                each(secret, set_by, found)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A secret that has run out, or whose recovery window is over, is in nobody's way.
 static TAKEN: Statement = Statement::query(
     c"SELECT true FROM vault.secrets s WHERE s.target IS NOT NULL AND s.id <> $1 AND s.target_roles && $2::oid[]

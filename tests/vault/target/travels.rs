@@ -97,6 +97,21 @@ fn a_restored_target_is_its_setters_or_nobodys() {
     ops.ask(ROTATE);
     assert!(agrees(&other, &mut other.connect("app", other.database()), "db/svc"));
 
+    // A superuser may say that the names are those they were: if all of them are there.
+    assert_eq!(root.ask("SELECT * FROM vault.rebind_roles()"), "", "nothing is wrong");
+    root.ask("UPDATE vault.secrets SET target_set_by_oid = 99999, target_roles = '{99999}'");
+    inactive(&mut ops, "Role \"keeper\"");
+    root.ask("ALTER ROLE svc RENAME TO svc2");
+    assert_eq!(root.ask("SELECT * FROM vault.rebind_roles()"), "secret db/svc|keeper|missing");
+    root.ask("ALTER ROLE svc2 RENAME TO svc");
+    assert_eq!(root.ask("SELECT * FROM vault.rebind_roles()"), "secret db/svc|keeper|rebound");
+    ops.ask(ROTATE);
+    assert!(agrees(&other, &mut other.connect("app", other.database()), "db/svc"));
+    // What was imported has no name to be given to anybody.
+    root.ask("UPDATE vault.secrets SET target_set_by = NULL, target_set_by_oid = NULL, target_roles = NULL");
+    assert_eq!(root.ask("SELECT * FROM vault.rebind_roles()"), "");
+    inactive(&mut ops, "It came with an import");
+
     // In the same cluster, where oids are the same, it goes on.
     root = vault.root();
     root.ask("DROP EXTENSION hyperion_vault; DROP SCHEMA vault");
