@@ -1,7 +1,7 @@
 //! Targets of secrets that rotate by themselves: applied by a worker, as the role that set them.
 
 use super::{agrees, builder, credential, logs_in, prepare};
-use hyperion_vault_tests::{Ask, Client, PATIENCE, wait_for};
+use hyperion_vault_tests::{Ask, Client, LogMark, PATIENCE, wait_for};
 
 fn due(root: &mut Client, name: &str) {
     root.ask(&format!("UPDATE vault.secrets SET next_rotation_at = clock_timestamp() WHERE name = '{name}'"));
@@ -119,7 +119,7 @@ fn a_sleeping_hook_is_ended_in_a_worker_too() {
         create.replace("$1", "'a/sleeper'")
     ));
     keeper.ask(&format!("{})", create.replace("$1", "'b/other'")));
-    let workers = "SELECT string_agg(pid::text, ',' ORDER BY pid) FROM pg_stat_activity WHERE backend_type LIKE 'hyperion_vault%'";
+    let workers = "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'hyperion_vault%'";
     let before = root.ask(workers);
     for name in ["a/sleeper", "b/other"] {
         due(&mut root, name);
@@ -130,5 +130,11 @@ fn a_sleeping_hook_is_ended_in_a_worker_too() {
     let shown = root.ask(error);
     assert!(shown.contains("took too long") && shown.contains("hook_timeout_ms is 300"), "{shown}");
     assert_eq!(root.ask("SELECT version FROM vault.secrets WHERE name = 'a/sleeper'"), "1");
-    assert_eq!(root.ask(workers), before, "a worker died of it");
+    // (One that calls functions comes only when there is one to call, and goes.)
+    let now = root.ask(workers);
+    assert!(
+        before.lines().all(|pid| now.lines().any(|now| now == pid)),
+        "a worker died of it: {before} {now}"
+    );
+    assert!(!cluster.log_contains(LogMark::START, "exited with exit code 1"), "a worker died of it");
 }
