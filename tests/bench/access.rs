@@ -96,12 +96,9 @@ fn first_call(side: &Side) -> Duration {
         client.ask("SELECT vault.can('list', 'x')");
         begun.elapsed()
     };
-    let median = |first| {
-        let mut times: Vec<Duration> = (0..21).map(|_| ask(first)).collect();
-        times.sort_unstable();
-        times[10]
-    };
-    median(true).saturating_sub(median(false))
+    // The quickest of some: what else the machine does only adds.
+    let quickest = |first| (0..21).map(|_| ask(first)).min().unwrap_or_default();
+    quickest(true).saturating_sub(quickest(false))
 }
 
 fn vault_of(roles: u32, rules: u32, tokens: u32, cores: Option<Cores>) -> Side {
