@@ -181,9 +181,14 @@ impl Worker {
         }
     }
 
-    /// Answers whatever has been completed.
+    /// Answers whatever has been completed. The counts come first: who has an answer finds its call among them.
     fn deliver(&mut self) {
-        while let Some(Completion { id, result }) = self.service.try_recv() {
+        let completed: Vec<Completion> = std::iter::from_fn(|| self.service.try_recv()).collect();
+        if completed.is_empty() {
+            return;
+        }
+        self.publish();
+        for Completion { id, result } in completed {
             self.answer(id, result);
         }
     }

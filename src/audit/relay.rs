@@ -282,7 +282,7 @@ fn next_part(area: &Area, spool: &Spool, position: i64) -> Result<Option<Part>> 
 /// Inserts what a part holds, in the running transaction.
 fn take_part(area: &Area, spool: &Spool, from: Taken, part: &Part) -> Result<Taken> {
     xact::commit_durably();
-    let writer = table::Writer::begin(spool.id)?;
+    let mut writer = table::Writer::begin(spool.id)?;
     let now = writer.taken()?;
     if now.position != from.position {
         // Another relay was here.
@@ -299,7 +299,7 @@ fn take_part(area: &Area, spool: &Spool, from: Taken, part: &Part) -> Result<Tak
                     torn += 1;
                     continue;
                 };
-                writer.insert(spool, position, &record, judged(spool, &record))?;
+                writer.add(spool, position, &record, judged(spool, &record));
                 records += 1;
             }
             Next::Torn(range) => {
@@ -331,7 +331,7 @@ fn take_part(area: &Area, spool: &Spool, from: Taken, part: &Part) -> Result<Tak
         position: log::position(part.segment, part.offset + end as u64),
         records: from.records + records,
     };
-    writer.advance(taken)?;
+    writer.finish(taken)?;
     Ok(taken)
 }
 

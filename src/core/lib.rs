@@ -8,6 +8,7 @@
 
 pub mod audit;
 pub mod cache;
+pub mod copy;
 pub mod envelope;
 pub mod export;
 pub mod ipc;

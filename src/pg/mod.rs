@@ -9,6 +9,7 @@ pub mod alloc;
 pub mod call;
 pub mod catalog;
 pub mod condvar;
+pub mod copy;
 pub mod datum;
 pub mod exit;
 pub mod fcinfo;

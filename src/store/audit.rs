@@ -3,14 +3,17 @@
 //! The relay, in transactions of its own. The lock on `audit_spools` makes it the only writer, as ids without gaps and a
 //! chain over the rows need; readers and dumps are not in its way.
 
+use std::ffi::CStr;
+
 use hyperion_vault_core::audit::{Client, Outcome, Record, Spool};
+use hyperion_vault_core::copy::Rows;
 use hyperion_vault_core::envelope::Id;
 use pgrx::pg_sys::{self, Datum};
-use std::cell::Cell;
 
 use super::secrets::TIMESTAMPTZ;
 use crate::audit::relay::Taken;
 use crate::error::Result;
+use crate::pg::copy;
 use crate::pg::memory::with_scratch;
 use crate::pg::spi::{Bind, Spi, Statement};
 
@@ -39,36 +42,34 @@ static LAST: Statement = Statement::query(c"SELECT max(id) FROM vault.audit_log"
 pub struct Writer {
     spi: Spi,
     spool: Id,
-    last: Cell<i64>,
+    last: i64,
+    rows: Rows,
+    /// Ids and transactions of the rows whose outcome is not known yet.
+    pending: Vec<(i64, u64)>,
 }
 
-static INSERT: Statement = Statement::on_log(
-    c"INSERT INTO vault.audit_log (id, at, spool_id, position, system_id, timeline, node, session_role, role, token, client,
-        client_addr, action, function, subject, version, outcome, sqlstate, detail, occurrences)
-      VALUES ($1, $2, $3, $4, $5::numeric, $6, $7, $8, $9, $10, $11, $12::inet, $13, $14, $15, $16, $17, $18, $19, $20)",
-    &[
-        pg_sys::INT8OID,
-        TIMESTAMPTZ,
-        pg_sys::UUIDOID,
-        pg_sys::INT8OID,
-        pg_sys::TEXTOID,
-        pg_sys::INT8OID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::INT4OID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::INT8OID,
-    ],
-);
+const COLUMNS: [&CStr; 20] = [
+    c"id",
+    c"at",
+    c"spool_id",
+    c"position",
+    c"system_id",
+    c"timeline",
+    c"node",
+    c"session_role",
+    c"role",
+    c"token",
+    c"client",
+    c"client_addr",
+    c"action",
+    c"function",
+    c"subject",
+    c"version",
+    c"outcome",
+    c"sqlstate",
+    c"detail",
+    c"occurrences",
+];
 static ADVANCE: Statement = Statement::on_log(
     c"INSERT INTO vault.audit_spools (spool_id, position, records, updated_at) VALUES ($1, $2, $3, $4)
       ON CONFLICT (spool_id) DO UPDATE SET position = excluded.position, records = excluded.records,
@@ -84,7 +85,7 @@ impl Writer {
     pub fn begin(spool: Id) -> Result<Self> {
         let spi = Spi::connect()?;
         let last = locked(&spi)?;
-        Ok(Self { spi, spool, last: Cell::new(last) })
+        Ok(Self { spi, spool, last, rows: Rows::new(COLUMNS.len() as i16), pending: Vec::new() })
     }
 
     /// As the table has it, under the lock.
@@ -92,55 +93,57 @@ impl Writer {
         taken_in(&self.spi, self.spool)
     }
 
-    /// Adds the row of a record, whose outcome is known better by now.
-    pub fn insert(&self, spool: &Spool, position: i64, record: &Record<'_>, outcome: Outcome) -> Result<()> {
-        let id = self.last.get() + 1;
-        self.last.set(id);
-        let system_id = spool.system_id.to_string();
+    /// Adds the row of a record, whose outcome is known better by now. It is in the table after [`Writer::finish`].
+    pub fn add(&mut self, spool: &Spool, position: i64, record: &Record<'_>, outcome: Outcome) {
+        self.last += 1;
+        let (id, spool_id) = (self.last, self.spool.0);
+        if outcome == Outcome::Pending {
+            self.pending.push((id, record.xid));
+        }
+        let internal;
         let (client, address) = match record.client {
-            Client::None => ("none".to_owned(), None),
-            Client::Local => ("local".to_owned(), None),
-            Client::Ip(address) => ("tcp".to_owned(), Some(address.to_string())),
-            Client::Internal(kind) => (format!("internal:{kind}"), None),
-        };
-        let sqlstate = record.sqlstate.map(|state| String::from_utf8_lossy(&state).into_owned());
-        let bigint = |value: i64| Bind::Raw(Some(Datum::from(value)));
-        with_scratch(|| -> Result<()> {
-            self.spi.run(
-                &INSERT,
-                &[
-                    bigint(id),
-                    bigint(record.at),
-                    Bind::Uuid(self.spool),
-                    bigint(position),
-                    Bind::Text(&system_id),
-                    bigint(i64::from(record.timeline)),
-                    Bind::Text(record.node),
-                    Bind::Text(record.session_role),
-                    Bind::Text(record.role),
-                    Bind::OptText(record.token),
-                    Bind::Text(&client),
-                    Bind::OptText(address.as_deref()),
-                    Bind::Text(record.action),
-                    Bind::Text(record.function),
-                    Bind::OptText(record.subject),
-                    Bind::OptInt(record.version),
-                    Bind::Text(outcome.as_str()),
-                    Bind::OptText(sqlstate.as_deref()),
-                    Bind::OptText(record.detail),
-                    bigint(i64::from(record.occurrences.max(1))),
-                ],
-            )?;
-            if outcome == Outcome::Pending {
-                self.spi.run(&AWAIT, &[bigint(id), Bind::Text(&record.xid.to_string())])?;
+            Client::None => ("none", None),
+            Client::Local => ("local", None),
+            Client::Ip(address) => ("tcp", Some(address)),
+            Client::Internal(kind) => {
+                internal = format!("internal:{kind}");
+                (internal.as_str(), None)
             }
-            Ok(())
-        })
+        };
+        // As COLUMNS has them.
+        self.rows.row(|row| {
+            row.bigint(id);
+            row.bigint(record.at);
+            row.uuid(spool_id);
+            row.bigint(position);
+            row.numeric(spool.system_id);
+            row.bigint(i64::from(record.timeline));
+            row.text(record.node);
+            row.text(record.session_role);
+            row.text(record.role);
+            row.opt_text(record.token);
+            row.text(client);
+            row.inet(address);
+            row.text(record.action);
+            row.text(record.function);
+            row.opt_text(record.subject);
+            row.int(record.version);
+            row.text(outcome.as_str());
+            // Decoded from ASCII.
+            row.opt_text(record.sqlstate.as_ref().and_then(|state| std::str::from_utf8(state).ok()));
+            row.opt_text(record.detail);
+            row.bigint(i64::from(record.occurrences.max(1)));
+        });
     }
 
-    /// The spool has been taken that far.
-    pub fn advance(&self, taken: Taken) -> Result<()> {
-        let now = Datum::from(crate::pg::clock());
+    /// Writes what was added, and that the spool has been taken that far.
+    pub fn finish(self, taken: Taken) -> Result<()> {
+        if !self.rows.is_empty() {
+            with_scratch(|| copy::binary(c"audit_log", &COLUMNS, &self.rows.finish()))?;
+        }
+        for (id, xid) in self.pending {
+            self.spi.run(&AWAIT, &[Bind::Raw(Some(Datum::from(id))), Bind::Text(&xid.to_string())])?;
+        }
         self.spi
             .run(
                 &ADVANCE,
@@ -148,7 +151,7 @@ impl Writer {
                     Bind::Uuid(self.spool),
                     Bind::Raw(Some(Datum::from(taken.position))),
                     Bind::Raw(Some(Datum::from(taken.records))),
-                    Bind::Raw(Some(now)),
+                    Bind::Raw(Some(datum_now())),
                 ],
             )
             .map(drop)
@@ -160,6 +163,8 @@ impl Writer {
 /// Ids grow by one, and begin at the clock: seconds since 1970, times 2^20. A log that is restored into a database whose
 /// relay has written rows already then neither collides with them nor comes after them.
 fn locked(spi: &Spi) -> Result<i64> {
+    // Plans are kept, and one made while the log was empty must not read the hundred million rows it has later.
+    spi.prefer_index_order();
     spi.run(&LOCK, &[])?;
     let rows = spi.run(&LAST, &[])?;
     let last = rows.first().and_then(|row| row.bigint(1));
@@ -174,14 +179,18 @@ pub struct Pending {
     pub xid: u64,
 }
 
+// OFFSET 0 keeps this a look by key for each: merged or hashed, the log would be read from its beginning.
 static PENDING: Statement = Statement::query(
-    c"SELECT p.id, l.system_id::text, l.timeline, p.xid FROM vault.audit_pending p JOIN vault.audit_log l ON l.id = p.id
+    c"SELECT p.id, l.system_id, l.timeline, p.xid
+        FROM vault.audit_pending p,
+             LATERAL (SELECT system_id::text, timeline FROM vault.audit_log WHERE id = p.id OFFSET 0) l
        ORDER BY p.id LIMIT $1",
     &[pg_sys::INT4OID],
 );
 
 pub fn pending(most: i32) -> Result<Vec<Pending>> {
     let spi = Spi::connect()?;
+    spi.prefer_index_order();
     let rows = spi.run(&PENDING, &[Bind::Int(most)])?;
     let pending = rows.iter().map(|row| {
         Some(Pending {
