@@ -17,8 +17,8 @@
 //! In recovery nothing can be written: only what the primary's table (as replayed) has already is removed, which are
 //! copies of its spools that a base backup brought along.
 //!
-//! The trap it avoids: taking the end of what was read for the end of a segment. Whether a segment is finished is asked
-//! *before* it is read.
+//! The trap it avoids: taking the end of what was read for the end of a segment. What is read, and what is removed, is
+//! decided in [`log`], which asks whether a segment is finished *before* it looks how much there is.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Record, Segment, Spool, split};
+use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool, split};
 use hyperion_vault_core::envelope::Id;
 
 use super::spool::{keep_open, with_place, write_counted};
@@ -81,15 +81,6 @@ pub struct Taken {
     pub records: i64,
 }
 
-/// Part of a segment.
-struct Part {
-    bytes: Vec<u8>,
-    segment: u64,
-    offset: u64,
-    /// Whether nothing follows: the segment is finished and this is its end.
-    last: bool,
-}
-
 impl Relay {
     fn turn(&mut self) -> Result<Duration> {
         let area = area::get()?;
@@ -121,7 +112,11 @@ impl Relay {
         self.load(&spools)?;
         for spool in &spools {
             let from = self.taken(spool);
-            if let Some(part) = next_part(area, spool, from.position)? {
+            let open = is_open(area, spool);
+            let part = spool
+                .next_part(&area.audit.spool, open, from.position, BATCH_BYTES)
+                .map_err(|e| unreadable(&e))?;
+            if let Some(part) = part {
                 let taken = transaction::run(|| take_part(area, spool, from, &part))?;
                 self.taken.insert(spool.id, taken);
                 self.publish(area, &spools);
@@ -165,7 +160,6 @@ impl Relay {
     /// Removes a spool's finished segments that have been taken, and the spool itself if it is a former one and empty.
     fn remove(&self, area: &Area, spool: &Spool, taken: Taken) -> Result<()> {
         let shared = &area.audit.spool;
-        let (segment, offset) = split(taken.position);
         // A spool that is just being opened looks like a former one that is empty: not while anybody is at that.
         let opening = shared.roll();
         let open = is_open(area, spool);
@@ -173,16 +167,14 @@ impl Relay {
             return Ok(());
         }
         let mut left = spool.segments.len();
-        for Segment { number, bytes } in &spool.segments {
-            let done =
-                *number < segment || (*number == segment && offset >= *bytes) || (*bytes == 0 && !open);
-            if done && (!open || shared.finished(*number)) {
-                log::remove_segment(spool, *number).map_err(|e| unreadable(&e))?;
-                // Never below zero: a spool that somebody put there while the server ran was never counted.
-                let less = |size: u64| Some(size.saturating_sub(*bytes));
-                let _ = shared.size.fetch_update(Relaxed, Relaxed, less);
-                left -= 1;
-            }
+        for Segment { number, bytes } in
+            spool.spent(shared, open, taken.position).map_err(|e| unreadable(&e))?
+        {
+            log::remove_segment(spool, number).map_err(|e| unreadable(&e))?;
+            // Never below zero: a spool that somebody put there while the server ran was never counted.
+            let less = |size: u64| Some(size.saturating_sub(bytes));
+            let _ = shared.size.fetch_update(Relaxed, Relaxed, less);
+            left -= 1;
         }
         if left == 0 && !open {
             // What else may lie in it is not ours to remove; it then stays, and costs a look a turn.
@@ -254,29 +246,6 @@ fn notice_loss(area: &Area, base: &Path) {
         pgrx::warning!("hyperion_vault: a segment of the open audit spool is gone; its records may be lost");
         shared.close();
     }
-}
-
-/// What lies behind a position. None: nothing as yet.
-fn next_part(area: &Area, spool: &Spool, position: i64) -> Result<Option<Part>> {
-    let shared = &area.audit.spool;
-    let (first, mut offset) = split(position);
-    let mut segment = first;
-    for Segment { number, .. } in spool.segments.iter().filter(|s| s.number >= first) {
-        if *number != segment {
-            (segment, offset) = (*number, 0);
-        }
-        let finished = !is_open(area, spool) || shared.finished(segment);
-        let bytes = spool.read(segment, offset, BATCH_BYTES).map_err(|e| unreadable(&e))?.unwrap_or_default();
-        let last = finished && bytes.len() < BATCH_BYTES;
-        let frames = Frames { key: spool.key(), segment, bytes: &bytes };
-        if !bytes.is_empty() && (last || frames.next(0) != Next::End || bytes.len() == BATCH_BYTES) {
-            return Ok(Some(Part { bytes, segment, offset, last }));
-        }
-        if !finished {
-            return Ok(None);
-        }
-    }
-    Ok(None)
 }
 
 /// Inserts what a part holds, in the running transaction.

@@ -1,7 +1,8 @@
 //! What lies below the base directory: spools, their segments, and how they are read and removed.
 //!
 //! Runs in the relay (and in whoever opens a spool, for the sizes). The trap it avoids: removing, or taking for a spool,
-//! what is not one: only names and contents that this code made are touched.
+//! what is not one: only names and contents that this code made are touched. And what is known of files that others write
+//! to: it is out of date by the time it is acted upon, unless nobody can write any more.
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use siphasher::sip::SipHasher24;
 
-use super::frame::SpoolKey;
+use super::frame::{Frames, Next, SpoolKey};
+use super::shared::Shared;
 use crate::envelope::Id;
 
 pub(super) const IDENTITY: &str = "identity";
@@ -91,6 +93,16 @@ pub struct Segment {
     pub bytes: u64,
 }
 
+/// Part of a segment.
+#[derive(Debug)]
+pub struct Part {
+    pub bytes: Vec<u8>,
+    pub segment: u64,
+    pub offset: u64,
+    /// Whether nothing follows: the segment is finished and this is its end.
+    pub last: bool,
+}
+
 impl Spool {
     pub fn key(&self) -> SpoolKey {
         SpoolKey(self.key)
@@ -107,6 +119,60 @@ impl Spool {
         let mut bytes = Vec::new();
         file.take(most as u64).read_to_end(&mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    /// What lies behind a position, up to `most` bytes of it. None: nothing as yet. `open`: the spool that is written to.
+    ///
+    /// Whether a segment is finished is asked before it is read: what was read is then all there is.
+    pub fn next_part(
+        &self,
+        shared: &Shared,
+        open: bool,
+        position: i64,
+        most: usize,
+    ) -> io::Result<Option<Part>> {
+        let (first, mut offset) = split(position);
+        let mut segment = first;
+        for Segment { number, .. } in self.segments.iter().filter(|s| s.number >= first) {
+            if *number != segment {
+                (segment, offset) = (*number, 0);
+            }
+            let finished = !open || shared.finished(segment);
+            let bytes = self.read(segment, offset, most)?.unwrap_or_default();
+            let last = finished && bytes.len() < most;
+            let frames = Frames { key: self.key(), segment, bytes: &bytes };
+            if !bytes.is_empty() && (last || frames.next(0) != Next::End || bytes.len() == most) {
+                return Ok(Some(Part { bytes, segment, offset, last }));
+            }
+            if !finished {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The segments of which nothing is needed any more once the table has everything up to `position`, with their sizes.
+    /// `open`: the spool that is written to; nothing of a segment is needed only if nobody can append to it.
+    ///
+    /// The sizes that this spool was listed with are out of date: what was appended since, before the segment was closed,
+    /// would go with it. So a segment's size is asked for after it is known to be finished.
+    pub fn spent(&self, shared: &Shared, open: bool, position: i64) -> io::Result<Vec<Segment>> {
+        let (segment, offset) = split(position);
+        let mut spent = Vec::new();
+        for Segment { number, .. } in &self.segments {
+            if open && !shared.finished(*number) {
+                continue;
+            }
+            let bytes = match fs::metadata(self.directory.join(segment_name(*number))) {
+                Ok(metadata) => metadata.len(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if *number < segment || (*number == segment && offset >= bytes) || (bytes == 0 && !open) {
+                spent.push(Segment { number: *number, bytes });
+            }
+        }
+        Ok(spent)
     }
 }
 

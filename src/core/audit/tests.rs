@@ -190,27 +190,30 @@ fn many_writers_and_a_reader_lose_and_double_nothing() {
     let reader = {
         let (base, shared, done) = (Arc::clone(&base), Arc::clone(&shared), Arc::clone(&done));
         std::thread::spawn(move || {
+            // As the relay does it.
             let (mut seen, mut removed) = (BTreeMap::<String, usize>::new(), 0);
-            let (mut segment, mut offset) = (1, 0);
+            let mut taken = 0;
             loop {
                 let over = done.load(SeqCst);
-                let finished = shared.finished(segment);
                 let Some(spool) = spools(&base.base).unwrap().pop() else { continue };
-                let bytes = spool.read(segment, offset, usize::MAX).unwrap().unwrap_or_default();
-                let frames = Frames { key: spool.key(), segment, bytes: &bytes };
-                let mut at = 0;
-                while let Next::Frame(payload) = frames.next(at) {
-                    at = payload.end;
-                    let subject = Record::decode(&bytes[payload]).unwrap().subject.unwrap().to_owned();
-                    *seen.entry(subject).or_default() += 1;
+                let part = spool.next_part(&shared, true, taken, 4096).unwrap();
+                if let Some(Part { bytes, segment, offset, .. }) = &part {
+                    let frames = Frames { key: spool.key(), segment: *segment, bytes };
+                    let mut at = 0;
+                    while let Next::Frame(payload) = frames.next(at) {
+                        at = payload.end;
+                        let subject = Record::decode(&bytes[payload]).unwrap().subject.unwrap().to_owned();
+                        *seen.entry(subject).or_default() += 1;
+                    }
+                    assert!(at > 0, "segment {segment} is torn at {offset}");
+                    taken = position(*segment, offset + at as u64);
                 }
-                offset += at as u64;
-                if finished {
-                    assert_eq!(at, bytes.len(), "segment {segment} is torn");
-                    remove_segment(&spool, segment).unwrap();
-                    shared.size.fetch_sub(offset, SeqCst);
-                    (segment, offset, removed) = (segment + 1, 0, removed + 1);
-                } else if over && at == 0 {
+                for Segment { number, bytes } in spool.spent(&shared, true, taken).unwrap() {
+                    remove_segment(&spool, number).unwrap();
+                    shared.size.fetch_sub(bytes, SeqCst);
+                    removed += 1;
+                }
+                if over && part.is_none() {
                     return (seen, removed);
                 }
             }
@@ -225,6 +228,30 @@ fn many_writers_and_a_reader_lose_and_double_nothing() {
     assert!(seen.values().all(|count| *count == 1));
     assert!(removed > 5, "only {removed} segments");
     assert_eq!(shared.appended.load(SeqCst), (WRITERS * EACH) as u64);
+}
+
+#[test]
+fn what_was_appended_after_the_look_at_a_spool_is_not_removed() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(8 * MB);
+    let mut appender = Appender::default();
+    open_spool(&shared, &place).unwrap();
+    append(&mut appender, &shared, &place, "a");
+    // The relay looks, and takes what it sees.
+    let spool = only_spool(&base.base);
+    let seen = spool.next_part(&shared, true, 0, 4096).unwrap().unwrap();
+    assert!(!seen.last);
+    let taken = position(seen.segment, seen.bytes.len() as u64);
+    // Meanwhile another record comes, and the segment is closed.
+    append(&mut appender, &shared, &place, "b");
+    close_segment(&shared, &place).unwrap();
+    assert!(shared.finished(1));
+    assert_eq!(spool.spent(&shared, true, taken).unwrap(), []);
+    let rest = spool.next_part(&shared, true, taken, 4096).unwrap().unwrap();
+    assert!(rest.last);
+    let taken = position(1, rest.offset + rest.bytes.len() as u64);
+    let spent = spool.spent(&shared, true, taken).unwrap();
+    assert_eq!(spent, [Segment { number: 1, bytes: 2 * frame("a").len() as u64 }]);
 }
 
 #[test]

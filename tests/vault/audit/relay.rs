@@ -1,6 +1,7 @@
 //! The relay: in nobody's way, at work again by itself, and told of in `vault.status()`.
 
 use super::{log, settle, status};
+use hyperion_vault_tests::threads::background;
 use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGCONT, SIGSTOP, SIGTERM, StopMode, wait_for};
 use std::time::{Duration, Instant};
 
@@ -127,4 +128,35 @@ fn what_workers_do_by_themselves_is_recorded_too() {
         "delete|ends|postgres|internal:hyperion_vault maintenance|ok\n\
          rotate|turns|postgres|internal:hyperion_vault maintenance|ok"
     );
+}
+
+/// As fast as the relay can follow, so that segments are closed while it looks at their ends.
+#[test]
+fn nothing_is_lost_where_one_segment_ends_and_the_next_begins() {
+    const SESSIONS: usize = 3;
+    const ROUNDS: usize = 150;
+    const READS: usize = 100;
+    // Segments of 128 kB: some thirty of them.
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "1").start();
+    let vault = cluster.vault();
+    vault.ops().ask("SELECT vault.create_secret('a', 'v')");
+    let reads =
+        format!("DO $$ BEGIN FOR i IN 1..{READS} LOOP PERFORM vault.read_secret('a'); END LOOP; END $$");
+    let readers: Vec<_> = (0..SESSIONS)
+        .map(|_| {
+            let (mut app, reads) = (vault.app(), reads.clone());
+            background(move || {
+                for _ in 0..ROUNDS {
+                    app.ask(&reads);
+                    // Lets the relay catch up with the end of what there is.
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.finish(Duration::from_secs(120));
+    }
+    let count = log(&cluster, "id", "function = 'read_secret'").lines().count();
+    assert_eq!(count, SESSIONS * ROUNDS * READS);
 }
