@@ -14,6 +14,8 @@
 //! it is still running (or prepared), the row says `pending`, and a later row resolves it. On another timeline than the
 //! record's the same id may be another transaction: `unknown`.
 //!
+//! It is in no hurry ([`log::rest`]): what sessions do is worth more than a log that is up to the second.
+//!
 //! In recovery nothing can be written: only what the primary's table (as replayed) has already is removed, which are
 //! copies of its spools that a base backup brought along.
 //!
@@ -27,7 +29,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool, split};
+use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool};
 use hyperion_vault_core::envelope::Id;
 
 use super::spool::{keep_open, with_place, write_counted};
@@ -35,7 +37,7 @@ use crate::area::{self, Area};
 use crate::config;
 use crate::error::{Result, VaultError};
 use crate::pg::xact::{self, Fate};
-use crate::pg::{datum, identity, monotonic_ms, transaction};
+use crate::pg::{datum, identity, monotonic_ms, thread_time, transaction};
 use crate::store::audit as table;
 use crate::worker::session;
 
@@ -100,12 +102,12 @@ impl Relay {
             review(&area)?;
         }
         self.measure(&area, now);
-        let more = config::with_spool_dir(|base| self.take(&area, base))?;
-        Ok(if more { Duration::ZERO } else { PAUSE })
+        config::with_spool_dir(|base| self.take(&area, base))
     }
 
-    /// Takes the next batch of the oldest spool that has one. Whether there may be more.
-    fn take(&mut self, area: &Area, base: &Path) -> Result<bool> {
+    /// Takes the next batch of the oldest spool that has one. How long to wait until the next.
+    fn take(&mut self, area: &Area, base: &Path) -> Result<Duration> {
+        let busy = thread_time();
         let before = crate::pg::clock();
         let spools = log::spools(base).map_err(|e| unreadable(&e))?;
         notice_loss(area, base);
@@ -127,13 +129,15 @@ impl Relay {
                 if all {
                     self.caught_up(area, before)?;
                 }
-                return Ok(!all);
+                let waiting = spools.iter().map(|spool| spool.waiting(self.taken(spool).position)).sum();
+                let rest = log::rest(thread_time().saturating_sub(busy), waiting, config::spool_limit());
+                return Ok(if all { rest.max(PAUSE) } else { rest });
             }
             self.remove(area, spool, from)?;
         }
         self.publish(area, &spools);
         self.caught_up(area, before)?;
-        Ok(false)
+        Ok(PAUSE)
     }
 
     fn taken(&self, spool: &Spool) -> Taken {
@@ -207,13 +211,7 @@ impl Relay {
                 area.audit.relay.relayed.store(taken.records as u64, Relaxed);
                 continue;
             }
-            let (segment, offset) = split(taken.position);
-            let left = spool.segments.iter().map(|s| match s.number.cmp(&segment) {
-                std::cmp::Ordering::Less => 0,
-                std::cmp::Ordering::Equal => s.bytes.saturating_sub(offset),
-                std::cmp::Ordering::Greater => s.bytes,
-            });
-            backlog += left.sum::<u64>().div_ceil(USUAL_BYTES);
+            backlog += spool.waiting(taken.position).div_ceil(USUAL_BYTES);
         }
         area.audit.relay.backlog.store(backlog, Relaxed);
     }

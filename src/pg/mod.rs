@@ -50,6 +50,14 @@ pub fn monotonic_ms() -> u64 {
     (now.tv_sec as u64) * 1000 + (now.tv_nsec as u64) / 1_000_000
 }
 
+/// How long this thread has had a processor.
+pub fn thread_time() -> std::time::Duration {
+    let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: as in `monotonic_ms`.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut used) };
+    std::time::Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
+}
+
 /// The server's data directory, as an absolute path.
 pub fn data_dir() -> String {
     // SAFETY: DataDir is set before any library is loaded and never changes.

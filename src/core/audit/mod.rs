@@ -50,7 +50,8 @@ mod tests;
 pub use denials::{Actor, Denials, Seen, WINDOW_SECS};
 pub use frame::{Frames, LONGEST_FRAME, Next, SpoolKey, push};
 pub use reader::{
-    Part, Segment, Spool, position, remove_segment, remove_spool, segment_exists, size_below, split, spools,
+    Part, Segment, Spool, position, remove_segment, remove_spool, rest, segment_exists, size_below, split,
+    spools,
 };
 pub use record::{Client, Outcome, Record};
 pub use shared::{Held, Shared, Synced};

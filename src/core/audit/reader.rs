@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use siphasher::sip::SipHasher24;
 
@@ -121,6 +122,17 @@ impl Spool {
         Ok(Some(bytes))
     }
 
+    /// Bytes behind a position, as this spool was listed.
+    pub fn waiting(&self, position: i64) -> u64 {
+        let (segment, offset) = split(position);
+        let left = self.segments.iter().map(|s| match s.number.cmp(&segment) {
+            std::cmp::Ordering::Less => 0,
+            std::cmp::Ordering::Equal => s.bytes.saturating_sub(offset),
+            std::cmp::Ordering::Greater => s.bytes,
+        });
+        left.sum()
+    }
+
     /// What lies behind a position, up to `most` bytes of it. None: nothing as yet. `open`: the spool that is written to.
     ///
     /// Whether a segment is finished is asked before it is read: what was read is then all there is.
@@ -174,6 +186,23 @@ impl Spool {
         }
         Ok(spent)
     }
+}
+
+/// While less than this waits, or than this part of the limit, the relay leaves the processor to the sessions.
+const CALM_BYTES: u64 = 16 << 20;
+const CALM_PART: u64 = 8;
+/// It then works at most one part in so many of the time, of one processor.
+const CALM_SHARE: u32 = 10;
+/// Never longer: what is read now is in the table a second later.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the relay rests after a batch that took so much time of the processor, with so many bytes still waiting: a burst
+/// of reads is taken once it is over, and what goes on for long is taken as fast as it can be.
+pub fn rest(busy: Duration, waiting: u64, limit: u64) -> Duration {
+    if waiting >= CALM_BYTES.min(limit / CALM_PART) {
+        return Duration::ZERO;
+    }
+    (busy * (CALM_SHARE - 1)).min(LONGEST_PAUSE)
 }
 
 /// All spools below a base directory, oldest first. A directory without a whole identity is no spool: nothing was ever

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -446,6 +447,18 @@ fn what_is_no_spool_is_left_alone() {
     fs::write(base.base.join(real.id.to_string()).join("notes"), b"mine").unwrap();
     remove_segment(&real, 1).unwrap();
     assert!(remove_spool(&real).is_err(), "something else lies in it");
+}
+
+#[test]
+fn a_burst_is_taken_later_and_a_flood_at_once() {
+    let busy = Duration::from_millis(10);
+    assert_eq!(rest(busy, 0, 1024 * MB), Duration::from_millis(90));
+    assert_eq!(rest(busy, 16 * MB - 1, 1024 * MB), Duration::from_millis(90));
+    assert_eq!(rest(busy, 16 * MB, 1024 * MB), Duration::ZERO);
+    // Of a small limit, an eighth.
+    assert_eq!(rest(busy, MB / 8 - 1, MB), Duration::from_millis(90));
+    assert_eq!(rest(busy, MB / 8, MB), Duration::ZERO);
+    assert_eq!(rest(Duration::from_secs(5), 0, MB), Duration::from_secs(1));
 }
 
 #[test]
