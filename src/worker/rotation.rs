@@ -239,6 +239,8 @@ fn rotate(now: i64, batch: Vec<(Job, Result<Generated>)>) -> Result<Option<Vault
         let mut rotated = Vec::new();
         let mut outage = None;
         for (job, key) in batch {
+            // Between two, where no lock of the server's own is held, whoever wants the processor has it.
+            std::thread::yield_now();
             let id = job.due.id;
             let locked = {
                 let spi = Spi::connect()?;

@@ -76,10 +76,16 @@ pub fn measure(runs: u32) -> Value {
             std::thread::sleep(Duration::from_millis(5));
         }
         let began = Instant::now();
-        while root.ask(left) != "0" {
+        // Asked for by index: counting them all would take a tenth of the processor that the others share.
+        let any =
+            "SELECT EXISTS (SELECT FROM vault.secrets WHERE kind = 'automatic' AND recover_until IS NULL
+                     AND greatest(rotation_retry_at, next_rotation_at) <= clock_timestamp())";
+        root.ask("SET enable_seqscan = off");
+        while root.ask(any) != "f" {
             assert!(begun.elapsed() < LIMIT, "not done");
             std::thread::sleep(Duration::from_millis(50));
         }
+        root.ask("RESET enable_seqscan");
         let rate = SECRETS as f64 / began.elapsed().as_secs_f64();
         over.store(true, Relaxed);
         let busy = reader.finish(LIMIT);
