@@ -133,8 +133,15 @@ pub fn connect(database: &str, name: &CStr) {
     let database = CString::new(database).unwrap_or_default();
     // SAFETY: once per process; valid strings, a null user is the bootstrap superuser.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), std::ptr::null(), 0) };
+    // SAFETY: connected; a string that lasts.
+    let encoding = unsafe { CStr::from_ptr(pg_sys::GetDatabaseEncodingName()) };
     for (setting, value) in [
         (c"application_name", name),
+        // What the relay copies in is as the database has it.
+        (c"client_encoding", encoding),
+        // Ends whoever it catches, also a worker in the middle of its work.
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        (c"transaction_timeout", c"0"),
         (c"role", c"none"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),

@@ -130,6 +130,17 @@ fn what_workers_do_by_themselves_is_recorded_too() {
     );
 }
 
+/// Names are as they were, whatever encoding the database's sessions are given.
+#[test]
+fn an_encoding_for_the_databases_clients_is_not_its() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    vault.root().ask("ALTER DATABASE postgres SET client_encoding = 'LATIN1'; ALTER ROLE postgres SET client_encoding = 'LATIN1'");
+    cluster.kill_and_wait(cluster.pid_of("hyperion_vault relay"), SIGTERM);
+    vault.ops().ask("SELECT vault.create_secret('schlüssel/日本', 'v')");
+    assert_eq!(log(&cluster, "subject", "function = 'create_secret'"), "schlüssel/日本");
+}
+
 /// As fast as the relay can follow, so that segments are closed while it looks at their ends.
 #[test]
 fn nothing_is_lost_where_one_segment_ends_and_the_next_begins() {

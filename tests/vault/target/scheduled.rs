@@ -119,6 +119,13 @@ fn a_sleeping_hook_is_ended_in_a_worker_too() {
         create.replace("$1", "'a/sleeper'")
     ));
     keeper.ask(&format!("{})", create.replace("$1", "'b/other'")));
+    // What an administrator allows the transactions of sessions is no limit for a worker's.
+    root.batch_execute(
+        "DO $$ BEGIN
+           IF current_setting('server_version_num')::int >= 170000 THEN ALTER DATABASE postgres SET transaction_timeout = '200ms'; END IF;
+         END $$",
+    )
+    .unwrap();
     let workers = "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'hyperion_vault%'";
     let before = root.ask(workers);
     for name in ["a/sleeper", "b/other"] {
