@@ -188,7 +188,8 @@ impl Spool {
     }
 }
 
-/// While less than this waits, or than this part of the limit, the relay leaves the processor to the sessions.
+/// While less than this waits, the relay leaves the processor to the sessions; not under a limit that is less than so many
+/// times that, which would be reached while it rests.
 const CALM_BYTES: u64 = 16 << 20;
 const CALM_PART: u64 = 8;
 /// It then works at most one part in so many of the time, of one processor.
@@ -199,7 +200,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the relay rests after a batch that took so much time of the processor, with so many bytes still waiting: a burst
 /// of reads is taken once it is over, and what goes on for long is taken as fast as it can be.
 pub fn rest(busy: Duration, waiting: u64, limit: u64) -> Duration {
-    if waiting >= CALM_BYTES.min(limit / CALM_PART) {
+    if waiting >= CALM_BYTES || limit < CALM_BYTES * CALM_PART {
         return Duration::ZERO;
     }
     (busy * (CALM_SHARE - 1)).min(LONGEST_PAUSE)

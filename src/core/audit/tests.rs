@@ -455,10 +455,10 @@ fn a_burst_is_taken_later_and_a_flood_at_once() {
     assert_eq!(rest(busy, 0, 1024 * MB), Duration::from_millis(90));
     assert_eq!(rest(busy, 16 * MB - 1, 1024 * MB), Duration::from_millis(90));
     assert_eq!(rest(busy, 16 * MB, 1024 * MB), Duration::ZERO);
-    // Of a small limit, an eighth.
-    assert_eq!(rest(busy, MB / 8 - 1, MB), Duration::from_millis(90));
-    assert_eq!(rest(busy, MB / 8, MB), Duration::ZERO);
-    assert_eq!(rest(Duration::from_secs(5), 0, MB), Duration::from_secs(1));
+    // A small limit would be reached meanwhile.
+    assert_eq!(rest(busy, 0, 128 * MB), Duration::from_millis(90));
+    assert_eq!(rest(busy, 0, 128 * MB - 1), Duration::ZERO);
+    assert_eq!(rest(Duration::from_secs(5), 0, 1024 * MB), Duration::from_secs(1));
 }
 
 #[test]
