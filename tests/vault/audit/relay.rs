@@ -147,8 +147,8 @@ fn nothing_is_lost_where_one_segment_ends_and_the_next_begins() {
     const SESSIONS: usize = 3;
     const ROUNDS: usize = 150;
     const READS: usize = 100;
-    // Segments of 128 kB: some thirty of them.
-    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "1").start();
+    // Segments of 768 kB, and room for all there will be: it is no matter of who is faster.
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "6").start();
     let vault = cluster.vault();
     vault.ops().ask("SELECT vault.create_secret('a', 'v')");
     let reads =
