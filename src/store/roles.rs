@@ -216,16 +216,8 @@ static MISSING: Statement = Statement::query(
 
 /// Gives every binding the OID that its Postgres role has now. Calls `each` with the role's name, the Postgres role's,
 /// and whether there is one, for all bindings that were not right.
-pub fn rebind(spi: &Spi, mut each: impl FnMut(Datum, Datum, bool) -> Result<()>) -> Result<()> {
-    for (statement, found) in [(&REBIND, true), (&MISSING, false)] {
-        let rows = spi.run(statement, &[])?;
-        for row in rows.iter() {
-            if let (Some(role), Some(pg_role)) = (row.raw(1), row.raw(2)) {
-                each(role, pg_role, found)?;
-            }
-        }
-    }
-    Ok(())
+pub fn rebind(spi: &Spi, each: impl FnMut(Datum, Datum, bool) -> Result<()>) -> Result<()> {
+    super::each_rebound(spi, &REBIND, &MISSING, each)
 }
 
 static LIST: Statement = Statement::query(

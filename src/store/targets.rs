@@ -136,16 +136,8 @@ static MISSING: Statement = Statement::query(
 
 /// Gives every target the oids that the roles of its names have now. Calls `each` with the secret, who set its target,
 /// and whether all are there, for all that were not right.
-pub fn rebind(spi: &Spi, mut each: impl FnMut(Datum, Datum, bool) -> Result<()>) -> Result<()> {
-    for (statement, found) in [(&REBIND, true), (&MISSING, false)] {
-        let rows = spi.run(statement, &[])?;
-        for row in rows.iter() {
-            if let (Some(secret), Some(set_by)) = (row.raw(1), row.raw(2)) {
-                each(secret, set_by, found)?;
-            }
-        }
-    }
-    Ok(())
+pub fn rebind(spi: &Spi, each: impl FnMut(Datum, Datum, bool) -> Result<()>) -> Result<()> {
+    super::each_rebound(spi, &REBIND, &MISSING, each)
 }
 
 /// A secret that has run out, or whose recovery window is over, is in nobody's way.
