@@ -117,7 +117,7 @@ fn main() {
         document["access"] = access::measure(plan.pairs, cores);
     }
     if plan.wants(rotation::NAME) {
-        document["rotation"] = rotation::measure(plan.pairs.min(3));
+        document["rotation"] = rotation::measure(plan.pairs.min(3), cores);
     }
     write(&plan.out, &document);
 }

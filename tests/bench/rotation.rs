@@ -3,9 +3,10 @@
 //!
 //! A worker that adds nothing of its own makes in-flight ÷ latency rotations a second. Reported is the share of that, from
 //! the first of them on; and the rate of reads of another, cached secret meanwhile, beside what it is when nothing
-//! is due. The trap: counting what was merely begun; at the end every secret has exactly one version more.
+//! is due. The server has one core and the key service shares the readers'. The traps: counting what was merely begun (at
+//! the end every secret has exactly one version more); leaving the server on the core of the process that started it.
 
-use crate::machine;
+use crate::machine::{self, Cores};
 use crate::stats::Summary;
 use hyperion_vault_tests::kms::{FakeKms, Fault, Op};
 use hyperion_vault_tests::threads::{background, clients_at_once};
@@ -27,7 +28,7 @@ fn ideal() -> f64 {
 }
 
 /// Measures `runs` times and prints each.
-pub fn measure(runs: u32) -> Value {
+pub fn measure(runs: u32, cores: Option<Cores>) -> Value {
     let kms = FakeKms::start();
     let cluster = Cluster::builder()
         .aws(&kms)
@@ -49,6 +50,9 @@ pub fn measure(runs: u32) -> Value {
     });
     let mut root = cluster.superuser();
     root.ask("SELECT vault.create_secret('hot', 'value')");
+    if let Some(cores) = cores {
+        cores.pin_server(&cluster);
+    }
     println!(
         "\n{SECRETS} secrets due at once, kms_max_in_flight = {IN_FLIGHT}, {} ms a call: {:.0} a second at most",
         LATENCY.as_millis(),
