@@ -32,7 +32,7 @@ use std::time::Duration;
 use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool};
 use hyperion_vault_core::envelope::Id;
 
-use super::spool::{keep_open, with_place, write_counted};
+use super::spool::{drain, keep_open, write_counted};
 use crate::area::{self, Area};
 use crate::config;
 use crate::error::{Result, VaultError};
@@ -109,7 +109,9 @@ impl Relay {
     fn take(&mut self, area: &Area, base: &Path) -> Result<Duration> {
         let busy = thread_time();
         let before = crate::pg::clock();
-        let spools = log::spools(base).map_err(|e| unreadable(&e))?;
+        // Where it cannot be, what is in the segments is taken all the same, which may make room.
+        let _ = drain(area, false);
+        let spools = listed(area, base)?;
         notice_loss(area, base);
         self.load(&spools)?;
         for spool in &spools {
@@ -156,7 +158,7 @@ impl Relay {
 
     /// In recovery: removes what the replayed table has.
     fn tidy(&mut self, area: &Area, base: &Path) -> Result<()> {
-        let spools = log::spools(base).map_err(|e| unreadable(&e))?;
+        let spools = listed(area, base)?;
         notice_loss(area, base);
         self.load(&spools)?;
         for spool in spools {
@@ -170,9 +172,9 @@ impl Relay {
     fn remove(&self, area: &Area, spool: &Spool, taken: Taken) -> Result<()> {
         let shared = &area.audit.spool;
         // A spool that is just being opened looks like a former one that is empty: not while anybody is at that.
-        let opening = shared.roll();
+        let opening = shared.opening();
         let open = is_open(area, spool);
-        if !open && opening.is_none() {
+        if !open && (opening.is_none() || spool.staging) {
             return Ok(());
         }
         let mut left = spool.segments.len();
@@ -180,9 +182,7 @@ impl Relay {
             spool.spent(shared, open, taken.position).map_err(|e| unreadable(&e))?
         {
             log::remove_segment(spool, number).map_err(|e| unreadable(&e))?;
-            // Never below zero: a spool that somebody put there while the server ran was never counted.
-            let less = |size: u64| Some(size.saturating_sub(bytes));
-            let _ = shared.size.fetch_update(Relaxed, Relaxed, less);
+            shared.shrink(bytes);
             left -= 1;
         }
         if left == 0 && !open {
@@ -196,8 +196,8 @@ impl Relay {
     fn caught_up(&self, area: &Area, at: i64) -> Result<()> {
         area.audit.relay.settled.store(at as u64, Relaxed);
         let shared = &area.audit.spool;
-        if shared.size.load(Relaxed) > config::spool_limit() / 2 {
-            with_place(|place| log::close_segment(shared, place))
+        if shared.size() > config::spool_limit() / 2 {
+            drain(area, true)
                 .map_err(|e| VaultError::internal(format!("cannot close a segment: {e:?}")))?;
         }
         Ok(())
@@ -217,7 +217,7 @@ impl Relay {
     }
 
     fn measure(&mut self, area: &Area, now: u64) {
-        let size = area.audit.spool.size.load(Relaxed);
+        let size = area.audit.spool.size();
         let Some((then, before)) = self.size.replace((now, size)) else { return };
         let seconds = now.saturating_sub(then) as f64 / 1000.0;
         if seconds <= 0.0 {
@@ -237,6 +237,22 @@ fn unreadable(error: &std::io::Error) -> VaultError {
         .hint("Look at the directory of hyperion_vault.audit_spool_dir; the relay goes on by itself.")
 }
 
+/// All spools; of former ones, nothing is left in a staging buffer.
+fn listed(area: &Area, base: &Path) -> Result<Vec<Spool>> {
+    let spools = log::spools(base).map_err(|e| unreadable(&e))?;
+    let mut settled = false;
+    for spool in spools.iter().filter(|spool| spool.staging && !is_open(area, spool)) {
+        // A spool that is just being opened looks like a former one.
+        let Some(_opening) = area.audit.spool.opening() else { continue };
+        if is_open(area, spool) {
+            continue;
+        }
+        area.audit.spool.grow(log::settle(spool).map_err(|e| unreadable(&e))?);
+        settled = true;
+    }
+    if settled { log::spools(base).map_err(|e| unreadable(&e)) } else { Ok(spools) }
+}
+
 fn is_open(area: &Area, spool: &Spool) -> bool {
     let shared = &area.audit.spool;
     shared.segment() != 0 && shared.id() == spool.id
@@ -245,10 +261,10 @@ fn is_open(area: &Area, spool: &Spool) -> bool {
 /// The open spool's current segment is gone from the disk: what is appended would be, too.
 fn notice_loss(area: &Area, base: &Path) {
     let shared = &area.audit.spool;
-    let segment = shared.segment();
+    let (generation, segment) = (shared.generation(), shared.segment());
     if segment != 0 && !log::segment_exists(base, shared.id(), segment) && shared.segment() == segment {
         pgrx::warning!("hyperion_vault: a segment of the open audit spool is gone; its records may be lost");
-        shared.close();
+        shared.close(generation);
     }
 }
 
@@ -261,7 +277,8 @@ fn take_part(area: &Area, spool: &Spool, from: Taken, part: &Part) -> Result<Tak
         // Another relay was here.
         return Ok(now);
     }
-    let frames = Frames { key: spool.key(), segment: part.segment, bytes: &part.bytes };
+    let frames =
+        Frames { key: spool.key(), segment: part.segment, offset: part.offset, bytes: &part.bytes };
     let (mut at, mut records, mut torn) = (0, 0, 0);
     let end = loop {
         match frames.next(at) {

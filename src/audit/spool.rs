@@ -12,24 +12,39 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyperion_vault_core::audit::{self as log, AppendError, Appended, Appender, Class, Facts, Place, Why};
 
 use super::About;
-use crate::area::{self, Audit};
+use crate::area::{self, Area, Audit};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::identity::{self, Origin};
+use crate::pg::mapped::{self, Mapped};
 use crate::pg::{exit, monotonic_ms, xact};
 
 thread_local! {
-    static APPENDER: RefCell<Appender> = RefCell::new(Appender::default());
+    static APPENDER: RefCell<Appender<Mapped>> = RefCell::new(Appender::default());
 }
 
 pub fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
-    let facts = || Facts {
-        owner: crate::pg::server_user(),
-        system_id: xact::system_id(),
-        now_ms: monotonic_ms(),
-        clock: crate::pg::clock(),
-    };
-    config::with_spool_dir(|base| f(&Place { base, limit: config::spool_limit(), facts: &facts }))
+    config::with_spool_dir(|base| {
+        let facts = || Facts {
+            owner: crate::pg::server_user(),
+            system_id: xact::system_id(),
+            now_ms: monotonic_ms(),
+            clock: crate::pg::clock(),
+            keeps_blocks: mapped::overwrites_in_place(base),
+        };
+        f(&Place { base, limit: config::spool_limit(), facts: &facts })
+    })
+}
+
+/// For the relay: writes what is staged, and with `close` ends the segment. A failure is noted.
+pub fn drain(area: &Area, close: bool) -> Result<(), AppendError> {
+    let shared = &area.audit.spool;
+    let drained = APPENDER.with_borrow_mut(|appender| {
+        with_place(|place| {
+            if close { appender.close_segment(shared, place) } else { appender.drain(shared, place) }
+        })
+    });
+    drained.inspect_err(|error| note(area.audit, error))
 }
 
 /// Takes the directory and opens the spool of this life of the server. In the postmaster, which goes on without it: the
@@ -80,11 +95,13 @@ pub fn append(frames: &mut [u8], records: u64, class: Class) -> Result<()> {
     let Ok(area) = area::get() else { return Ok(()) };
     let audit = area.audit;
     let result = APPENDER.with_borrow_mut(|appender| {
-        let appended = with_place(|place| appender.append(&audit.spool, place, frames, records, class))?;
-        if config::audit_sync() && class == Class::Needed {
-            sync(audit, appender, &appended)?;
-        }
-        Ok(())
+        with_place(|place| {
+            let appended = appender.append(&audit.spool, place, frames, records, class)?;
+            if config::audit_sync() && class == Class::Needed {
+                sync(audit, place, appender, &appended)?;
+            }
+            Ok(())
+        })
     });
     result.map_err(|error| {
         note(audit, &error);
@@ -96,10 +113,15 @@ pub fn append(frames: &mut [u8], records: u64, class: Class) -> Result<()> {
 const SYNC_WAIT: Duration = Duration::from_millis(10);
 
 /// Waits until the record is on disk. A cancel here refuses the operation, whose record stays.
-fn sync(audit: &'static Audit, appender: &mut Appender, appended: &Appended) -> Result<(), AppendError> {
+fn sync(
+    audit: &'static Audit,
+    place: &Place<'_>,
+    appender: &mut Appender<Mapped>,
+    appended: &Appended,
+) -> Result<(), AppendError> {
     loop {
         let waiting = audit.synced.prepare();
-        if appender.sync(&audit.spool, appended)? {
+        if appender.sync(&audit.spool, place, appended)? {
             drop(waiting);
             audit.synced.broadcast();
             return Ok(());

@@ -15,20 +15,20 @@ use crate::config;
 pub fn status(area: &Area) -> Value {
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     let (spool, relay) = (&area.audit.spool, &area.audit.relay);
-    let lag = count(&spool.appended).saturating_sub(count(&relay.relayed)) + count(&relay.backlog);
+    let lag = spool.appended().saturating_sub(count(&relay.relayed)) + count(&relay.backlog);
     let settled = count(&relay.settled);
     let lag_seconds = match (lag, settled) {
         (0, _) => Some(0.0),
         (_, 0) => None,
         (_, settled) => Some((crate::pg::clock() - settled as i64).max(0) as f64 / 1e6),
     };
-    let (size, limit) = (count(&spool.size), config::spool_limit());
+    let (size, limit) = (spool.size(), config::spool_limit());
     let growth = f64::from_bits(count(&relay.growth));
     let failed_at = count(&spool.failed_at);
     json!({
         "open": spool.segment() != 0,
         "sync": config::audit_sync(),
-        "appended": count(&spool.appended),
+        "appended": spool.appended(),
         "lag_records": lag,
         "lag_seconds": lag_seconds,
         "spool_bytes": size,

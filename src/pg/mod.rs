@@ -16,6 +16,7 @@ pub mod fcinfo;
 pub mod guc;
 pub mod identity;
 pub mod latch;
+pub mod mapped;
 pub mod memory;
 pub mod password;
 pub mod plain;

@@ -1,19 +1,21 @@
 //! Frames: how records lie in a segment, and how they are found again after a torn one.
 //!
 //! ```text
-//! magic (4) | payload length (4) | SipHash-2-4 of segment number, length and payload (8) | payload
+//! magic (4) | payload length (4) | SipHash-2-4 of length and payload, xor that of segment number and offset (8) | payload
 //! ```
 //!
 //! Runs in backends and the relay. The trap it avoids: going on behind a torn frame by its length, or at any bytes that
 //! look like a header: only a MAC that is right says that a frame starts here. Who chooses a secret's name chooses bytes
-//! of a payload, so the MAC is keyed; the segment's number is under it, so that a file cannot take another's place.
+//! of a payload, so the MAC is keyed; where the frame lies is under it, so that neither a file nor a frame can take another's
+//! place. In two parts, since the place is known only under the lock: both are outputs of one keyed function on inputs
+//! that are told apart by their first word.
 
 use std::hash::Hasher;
 use std::ops::Range;
 
 use siphasher::sip::SipHasher24;
 
-const MAGIC: [u8; 4] = [0xa7, b'H', b'V', 0x01];
+const MAGIC: [u8; 4] = [0xa7, b'H', b'V', 0x02];
 /// Bytes before the payload.
 const FRAME_HEADER: usize = 16;
 /// The longest payload: several times what the longest record has.
@@ -24,30 +26,52 @@ pub const LONGEST_FRAME: usize = FRAME_HEADER + MAX_PAYLOAD;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SpoolKey(pub [u8; 16]);
 
+/// First words of what is hashed.
+const CONTENT: u64 = 0;
+const PLACE: u64 = 1;
+
 impl SpoolKey {
-    fn mac(&self, segment: u64, payload: &[u8]) -> u64 {
+    fn content(&self, payload: &[u8]) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.0);
-        hasher.write_u64(segment.to_le());
+        hasher.write_u64(CONTENT.to_le());
         hasher.write_u64((payload.len() as u64).to_le());
         hasher.write(payload);
         hasher.finish()
     }
 
-    /// Makes the header of a frame whose payload and length are in place.
-    fn seal(&self, segment: u64, frame: &mut [u8]) {
-        let Some((header, payload)) = frame.split_at_mut_checked(FRAME_HEADER) else { return };
-        header[..4].copy_from_slice(&MAGIC);
-        header[8..].copy_from_slice(&self.mac(segment, payload).to_le_bytes());
+    fn place(&self, segment: u64, offset: u64) -> u64 {
+        let mut hasher = SipHasher24::new_with_key(&self.0);
+        for word in [PLACE, segment, offset] {
+            hasher.write_u64(word.to_le());
+        }
+        hasher.finish()
     }
 
-    /// Seals each of the frames that [`push`] put one behind the other, for the segment they are going into.
-    pub(super) fn seal_all(&self, segment: u64, mut frames: &mut [u8]) {
-        while let Some(header) = frames.first_chunk::<FRAME_HEADER>() {
-            let length = FRAME_HEADER + length_in(header);
-            let Some((frame, rest)) = frames.split_at_mut_checked(length) else { return };
-            self.seal(segment, frame);
-            frames = rest;
-        }
+    /// Makes the headers of frames that [`push`] put one behind the other, but for where they are going to lie.
+    pub(super) fn seal_all(&self, frames: &mut [u8]) {
+        each(frames, |_, header, payload| {
+            header[..4].copy_from_slice(&MAGIC);
+            header[8..].copy_from_slice(&self.content(payload).to_le_bytes());
+        });
+    }
+
+    /// Adds that to their MACs. Once: doing it again takes it away.
+    pub(super) fn place_all(&self, segment: u64, offset: u64, frames: &mut [u8]) {
+        each(frames, |at, header, _| {
+            let place = self.place(segment, offset + at as u64).to_le_bytes();
+            header[8..].iter_mut().zip(place).for_each(|(byte, more)| *byte ^= more);
+        });
+    }
+}
+
+/// Calls for each frame with where it begins, its header and its payload.
+fn each(frames: &mut [u8], mut f: impl FnMut(usize, &mut [u8; FRAME_HEADER], &[u8])) {
+    let (mut rest, mut at) = (frames, 0);
+    while let Some((header, behind)) = rest.split_first_chunk_mut::<FRAME_HEADER>() {
+        let length = length_in(header);
+        let Some((payload, behind)) = behind.split_at_mut_checked(length) else { return };
+        f(at, header, payload);
+        (rest, at) = (behind, at + FRAME_HEADER + length);
     }
 }
 
@@ -79,6 +103,8 @@ pub enum Next {
 pub struct Frames<'a> {
     pub key: SpoolKey,
     pub segment: u64,
+    /// Where in the segment the bytes begin.
+    pub offset: u64,
     pub bytes: &'a [u8],
 }
 
@@ -114,6 +140,8 @@ impl Frames<'_> {
         }
         let payload = at + FRAME_HEADER..at + FRAME_HEADER + length;
         let mac = u64::from_le_bytes(*header.last_chunk()?);
-        (self.key.mac(self.segment, self.bytes.get(payload.clone())?) == mac).then_some(payload)
+        // The length first, by taking the payload: it may be any number.
+        let content = self.key.content(self.bytes.get(payload.clone())?);
+        (content ^ self.key.place(self.segment, self.offset + at as u64) == mac).then_some(payload)
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use siphasher::sip::SipHasher24;
 
 use super::frame::{Frames, Next, SpoolKey};
 use super::shared::Shared;
+use super::spool::O_NOFOLLOW;
+use super::staging::{STAGING, Staged};
 use crate::envelope::Id;
 
 pub(super) const IDENTITY: &str = "identity";
@@ -84,6 +87,8 @@ pub struct Spool {
     pub system_id: u64,
     pub created: i64,
     pub segments: Vec<Segment>,
+    /// Whether there is a staging buffer: of a former life, something may be in it that no segment has.
+    pub staging: bool,
     key: [u8; 16],
     directory: PathBuf,
 }
@@ -152,7 +157,7 @@ impl Spool {
             let finished = !open || shared.finished(segment);
             let bytes = self.read(segment, offset, most)?.unwrap_or_default();
             let last = finished && bytes.len() < most;
-            let frames = Frames { key: self.key(), segment, bytes: &bytes };
+            let frames = Frames { key: self.key(), segment, offset, bytes: &bytes };
             if !bytes.is_empty() && (last || frames.next(0) != Next::End || bytes.len() == most) {
                 return Ok(Some(Part { bytes, segment, offset, last }));
             }
@@ -230,6 +235,7 @@ pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
             system_id: identity.system_id,
             created: identity.created,
             segments,
+            staging: directory.join(STAGING).exists(),
             key: identity.key.0,
             directory,
         });
@@ -254,6 +260,46 @@ pub fn size_below(base: &Path) -> u64 {
     spools(base).map_or(0, |spools| {
         spools.iter().flat_map(|spool| &spool.segments).map(|segment| segment.bytes).sum()
     })
+}
+
+/// Appends what a former spool's staging buffer has and its segment has not, and removes the buffer. How many bytes the
+/// spool has grown by. Nobody has that spool open.
+///
+/// How much the segment has is told by its own whole frames: the buffer may be older than it (after the machine's crash), or
+/// have been written to it in part. Doing it twice does nothing the second time.
+pub fn settle(spool: &Spool) -> io::Result<u64> {
+    let path = spool.directory.join(STAGING);
+    let buffer = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        buffer => buffer?,
+    };
+    let mut grown = 0;
+    if let Some((staged, bytes)) = Staged::read(&buffer).filter(|(_, bytes)| !bytes.is_empty()) {
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(O_NOFOLLOW)
+            .open(spool.directory.join(segment_name(staged.segment)))?;
+        let (before, offset) = (file.metadata()?.len(), u64::from(staged.written));
+        file.seek(SeekFrom::Start(offset))?;
+        let mut has = Vec::new();
+        file.read_to_end(&mut has)?;
+        let frames = Frames { key: spool.key(), segment: staged.segment, offset, bytes: &has };
+        let mut at = 0;
+        while let Next::Frame(payload) = frames.next(at) {
+            at = payload.end;
+        }
+        if let Some(rest) = bytes.get(at..) {
+            file.write_all_at(rest, offset + at as u64)?;
+        }
+        file.sync_data()?;
+        grown = file.metadata()?.len().saturating_sub(before);
+    }
+    fs::remove_file(&path)?;
+    Ok(grown)
 }
 
 pub fn segment_exists(base: &Path, spool: Id, segment: u64) -> bool {

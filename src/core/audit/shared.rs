@@ -1,27 +1,28 @@
 //! [`Shared`]: the part of the audit log that all processes of a server share, in the mapping.
 //!
 //! Written by whoever appends and by the relay; all zero is valid and means: no spool is open. See the module for who
-//! owns what. Not under the crate's model checker: the counters are plain, and the one ordering that matters is SeqCst.
+//! owns what. Not under the crate's model checker: what changes together changes under one lock.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::{Duration, Instant};
 
 use super::frame::SpoolKey;
 use crate::envelope::Id;
 
-/// So many segments may have writers in flight, or be unsynced, before the counter of one serves another as well. It
-/// then counts too many, which delays a removal and nothing else.
-pub const SLOTS: usize = 4;
-
-/// What the state of a segment's slot is, one cache line each.
+/// What every append touches, in one cache line. The first four belong to who holds the lock; others may look.
 #[derive(Default)]
 #[repr(C, align(64))]
-struct Slot {
-    in_flight: AtomicU32,
-    /// Bytes appended to the segment.
-    bytes: AtomicU64,
-    /// Segment number in the upper, offset in the lower half: so far it is on disk.
-    synced: AtomicU64,
+struct Appending {
+    lock: AtomicU32,
+    /// Bytes of the current segment that are in its file.
+    written: AtomicU64,
+    /// Bytes behind those that are in the staging buffer.
+    staged: AtomicU64,
+    /// Records appended since the spool was opened.
+    appended: AtomicU64,
+    /// Bytes in all spools below the base directory.
+    size: AtomicU64,
 }
 
 #[derive(Default)]
@@ -33,19 +34,17 @@ pub struct Shared {
     generation: AtomicU64,
     id: [AtomicU64; 2],
     key: [AtomicU64; 2],
-    /// Held by who opens a spool or makes a segment.
-    rolling: AtomicU32,
+    /// Held by who opens a spool or removes one.
+    opening: AtomicU32,
     /// Whether somebody who lives as long as the server holds the base directory's lock.
     pub held: AtomicU32,
     /// Held by who syncs for the others.
     syncing: AtomicU32,
     /// Monotonic milliseconds: not before then is opening tried again.
     retry_at: AtomicU64,
-    slots: [Slot; SLOTS],
-    /// Bytes in all spools below the base directory.
-    pub size: AtomicU64,
-    /// Records appended since the spool was opened.
-    pub appended: AtomicU64,
+    appending: Appending,
+    /// [`Synced`]: everything before it is on disk.
+    synced: AtomicU64,
     /// Appends that failed since the server started.
     pub failed: AtomicU64,
     /// Unix seconds and errno (0: the limit) of the last failure.
@@ -57,20 +56,31 @@ pub struct Shared {
     pub unrecorded: AtomicU64,
 }
 
-/// How far a segment is known to be on disk.
+/// A place in the open spool: segment number in the upper, offset in the lower half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Synced(pub u64);
+pub struct Synced(u64);
 
 impl Synced {
     pub fn new(segment: u64, offset: u64) -> Self {
         Self(segment << 32 | offset)
     }
+
+    pub fn segment(self) -> u64 {
+        self.0 >> 32
+    }
 }
+
+/// The lock is held over some hundred instructions, now and then over a `write(2)`, rarely over making a file: so many
+/// tries, then naps, until something must be wrong (a holder that died takes the mapping with it, unless the postmaster
+/// died too).
+const SPINS: u32 = 200;
+const NAP: Duration = Duration::from_micros(50);
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Shared {
     /// The current segment, 0 if there is none.
     pub fn segment(&self) -> u64 {
-        self.segment.load(SeqCst)
+        self.segment.load(Acquire)
     }
 
     pub fn generation(&self) -> u64 {
@@ -85,38 +95,60 @@ impl Shared {
         SpoolKey(pair(&self.key))
     }
 
-    fn slot(&self, segment: u64) -> &Slot {
-        &self.slots[(segment % SLOTS as u64) as usize]
-    }
-
-    /// Whether nobody can be appending to this segment of the open spool any more.
+    /// Whether nobody appends to this segment of the open spool any more, and all of it is in its file.
     pub fn finished(&self, segment: u64) -> bool {
-        // In this order; pairs with `enter`.
-        self.segment() > segment && self.slot(segment).in_flight.load(SeqCst) == 0
+        // Acquire: what was written before the segment was closed is in the file.
+        self.segment() > segment
     }
 
-    /// Bytes in a segment, if it is the current one.
-    pub fn bytes(&self, segment: u64) -> u64 {
-        self.slot(segment).bytes.load(Relaxed)
+    /// Bytes in the current segment, staged ones among them.
+    pub fn bytes(&self) -> u64 {
+        self.appending.written.load(Relaxed) + self.appending.staged.load(Relaxed)
     }
 
-    pub(super) fn grow(&self, segment: u64, bytes: u64) {
-        self.slot(segment).bytes.fetch_add(bytes, Relaxed);
-        self.size.fetch_add(bytes, Relaxed);
+    /// Bytes in all spools below the base directory.
+    pub fn size(&self) -> u64 {
+        self.appending.size.load(Relaxed)
     }
 
-    /// Becomes a writer of a segment of a generation, if it is still the current one.
-    pub(super) fn enter(&self, generation: u64, segment: u64) -> Option<InFlight<'_>> {
-        let counter = &self.slot(segment).in_flight;
-        counter.fetch_add(1, SeqCst);
-        let writer = InFlight(counter);
-        // After the increment; pairs with `finished`.
-        (self.segment() == segment && self.generation() == generation).then_some(writer)
+    /// So many bytes have gone. Never below zero: a spool that somebody put there while the server ran was never counted.
+    pub fn shrink(&self, bytes: u64) {
+        let less = |size: u64| Some(size.saturating_sub(bytes));
+        let _ = self.appending.size.fetch_update(Relaxed, Relaxed, less);
     }
 
-    /// The right to open a spool or make a segment; None if another has it.
-    pub fn roll(&self) -> Option<Held<'_>> {
-        Held::take(&self.rolling)
+    /// So many bytes have been found.
+    pub fn grow(&self, bytes: u64) {
+        self.appending.size.fetch_add(bytes, Relaxed);
+    }
+
+    /// Records appended since the spool was opened.
+    pub fn appended(&self) -> u64 {
+        self.appending.appended.load(Relaxed)
+    }
+
+    /// The right to append, alone. None: it could not be had, which should not happen.
+    pub(super) fn lock(&self) -> Option<Locked<'_>> {
+        let take = || Held::take(&self.appending.lock).map(|held| Locked { shared: self, _held: held });
+        for _ in 0..SPINS {
+            if let Some(locked) = take() {
+                return Some(locked);
+            }
+            std::hint::spin_loop();
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < LOCK_PATIENCE {
+            if let Some(locked) = take() {
+                return Some(locked);
+            }
+            std::thread::sleep(NAP);
+        }
+        None
+    }
+
+    /// The right to open a spool or to remove one; None if another has it.
+    pub fn opening(&self) -> Option<Held<'_>> {
+        Held::take(&self.opening)
     }
 
     /// The right to sync for all; None if another has it.
@@ -124,36 +156,35 @@ impl Shared {
         Held::take(&self.syncing)
     }
 
-    pub fn synced(&self, segment: u64) -> Synced {
-        Synced(self.slot(segment).synced.load(Acquire))
+    pub fn synced(&self) -> Synced {
+        Synced(self.synced.load(Acquire))
     }
 
-    pub fn set_synced(&self, segment: u64, synced: Synced) {
-        self.slot(segment).synced.fetch_max(synced.0, Release);
+    pub fn set_synced(&self, synced: Synced) {
+        self.synced.fetch_max(synced.0, Release);
     }
 
-    /// A new spool is there, with segment 1. The caller holds `rolling`.
-    pub(super) fn opened(&self, id: Id, key: SpoolKey) {
+    /// A new spool is there, with segment 1, and so many bytes in all. Nobody appends: the segment was 0.
+    pub(super) fn opened(&self, locked: &Locked<'_>, id: Id, key: SpoolKey, size: u64) {
         store(&self.id, &id.0);
         store(&self.key, &key.0);
-        self.appended.store(0, Relaxed);
-        for slot in &self.slots {
-            slot.bytes.store(0, Relaxed);
-            slot.synced.store(0, Relaxed);
-        }
+        self.synced.store(0, Relaxed);
+        let appending = &locked.shared.appending;
+        appending.appended.store(0, Relaxed);
+        appending.written.store(0, Relaxed);
+        appending.staged.store(0, Relaxed);
+        appending.size.store(size, Relaxed);
         self.generation.fetch_add(1, Release);
-        self.segment.store(1, SeqCst);
+        self.segment.store(1, Release);
     }
 
-    /// Segment `next` is there. The caller holds `rolling`.
-    pub(super) fn rolled(&self, next: u64) {
-        self.slot(next).bytes.store(0, Relaxed);
-        self.segment.store(next, SeqCst);
-    }
-
-    /// The spool's files have gone: whoever appends next opens another.
-    pub fn close(&self) {
-        self.segment.store(0, SeqCst);
+    /// The spool of a generation has lost its files: whoever appends next opens another.
+    pub fn close(&self, generation: u64) {
+        if let Some(_locked) = self.lock()
+            && self.generation() == generation
+        {
+            self.segment.store(0, Release);
+        }
     }
 
     /// Whether opening may be tried now; if so, not again before `pause_ms` have passed.
@@ -161,6 +192,59 @@ impl Shared {
         let at = self.retry_at.load(Relaxed);
         now_ms >= at && self.retry_at.compare_exchange(at, now_ms + pause_ms, Relaxed, Relaxed).is_ok()
     }
+}
+
+/// The one who may append at this moment, to the segment that is current as long.
+pub(super) struct Locked<'a> {
+    shared: &'a Shared,
+    _held: Held<'a>,
+}
+
+impl Locked<'_> {
+    pub fn segment(&self) -> u64 {
+        self.shared.segment()
+    }
+
+    pub fn written(&self) -> u64 {
+        self.shared.appending.written.load(Relaxed)
+    }
+
+    pub fn staged(&self) -> u64 {
+        self.shared.appending.staged.load(Relaxed)
+    }
+
+    /// So many bytes were appended, to the file or to the staging buffer.
+    pub fn wrote(&self, bytes: u64) {
+        add(&self.shared.appending.written, bytes);
+        self.shared.grow(bytes);
+    }
+
+    pub fn staged_more(&self, bytes: u64) {
+        add(&self.shared.appending.staged, bytes);
+        self.shared.grow(bytes);
+    }
+
+    /// What was staged is in the file.
+    pub fn drained(&self) {
+        let staged = self.staged();
+        add(&self.shared.appending.written, staged);
+        self.shared.appending.staged.store(0, Relaxed);
+    }
+
+    pub fn count(&self, records: u64) {
+        add(&self.shared.appending.appended, records);
+    }
+
+    /// Segment `next` is there, and all of the one before is in its file.
+    pub fn rolled(&self, next: u64) {
+        self.shared.appending.written.store(0, Relaxed);
+        self.shared.segment.store(next, Release);
+    }
+}
+
+/// Adds to what only the holder of the lock changes.
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Relaxed) + more, Relaxed);
 }
 
 fn pair(words: &[AtomicU64; 2]) -> [u8; 16] {
@@ -174,15 +258,6 @@ fn pair(words: &[AtomicU64; 2]) -> [u8; 16] {
 fn store(words: &[AtomicU64; 2], bytes: &[u8; 16]) {
     for (word, chunk) in words.iter().zip(bytes.chunks(8)) {
         word.store(u64::from_le_bytes(chunk.try_into().unwrap_or_default()), Relaxed);
-    }
-}
-
-/// A writer's presence in a segment.
-pub(super) struct InFlight<'a>(&'a AtomicU32);
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
     }
 }
 

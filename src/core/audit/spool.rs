@@ -1,20 +1,21 @@
 //! [`Appender`]: how a process appends to the spool, and opens one where none is open.
 //!
-//! Client backends and workers; the postmaster opens the first. One append is one `write(2)` to a descriptor that stays
-//! open. The traps it avoids: a directory that others can write to; a retry that writes a record twice (a failed append
-//! is an error to the caller, whose operation is then refused); an error that lasts although its cause has gone: where no
-//! spool is open, the next append opens one.
+//! Client backends and workers; the postmaster opens the first. An append copies its frames into the staging buffer; what
+//! does not fit there, or has none, is written to the segment. The traps it avoids: a directory that others can write to; a
+//! retry that writes a record twice (a failed append is an error to the caller, whose operation is then refused); an error
+//! that lasts although its cause has gone: where no spool is open, the next append opens one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use super::frame::SpoolKey;
 use super::reader::{IDENTITY, Identity, segment_name, size_below};
-use super::shared::{Shared, Synced};
+use super::shared::{Locked, Shared, Synced};
+use super::staging::{STAGING, STAGING_BYTES, STAGING_HEADER, Staged, Staging};
 use crate::envelope::Id;
 
 /// Where spools lie, and how much may.
@@ -35,6 +36,9 @@ pub struct Facts {
     /// Now: monotonic milliseconds, and microseconds since 2000.
     pub now_ms: u64,
     pub clock: i64,
+    /// Whether the base directory, which is there, lies on a file system that takes back nothing that it has given: a store
+    /// into a mapped file that was written before needs no room.
+    pub keeps_blocks: bool,
 }
 
 /// A segment is closed at this size, or at a fraction of the limit if that is less.
@@ -44,9 +48,9 @@ const SEGMENTS_IN_LIMIT: u64 = 8;
 const RESERVE: u64 = 4;
 /// After opening failed, so long nobody tries again: an operation that is refused meanwhile costs no file operations.
 const OPEN_PAUSE_MS: u64 = 200;
-/// How long one waits for another process that opens a spool or makes a segment: far longer than that takes.
-const ROLL_WAITS: u32 = 2000;
-const ROLL_WAIT: Duration = Duration::from_micros(100);
+/// Before looking again whether another process has opened a spool.
+const OPENING_WAIT: Duration = Duration::from_micros(100);
+const STAGING_ROOM: u64 = (STAGING_BYTES - STAGING_HEADER) as u64;
 
 /// What is appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +111,11 @@ impl AppendError {
         }
     }
 
+    /// A file of the spool is not there any more.
+    fn is_loss(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+    }
+
     pub fn why(&self) -> u32 {
         match self {
             Self::Unfit(why) => *why as u32,
@@ -119,25 +128,34 @@ fn io(doing: &'static str) -> impl Fn(io::Error) -> AppendError {
     move |error| AppendError::Io { doing, error }
 }
 
-/// A process's hold on the current segment.
-#[derive(Default)]
-pub struct Appender {
-    open: Option<Open>,
+/// A process's hold on the open spool.
+pub struct Appender<S> {
+    open: Option<Open<S>>,
 }
 
-struct Open {
+impl<S> Default for Appender<S> {
+    fn default() -> Self {
+        Self { open: None }
+    }
+}
+
+struct Open<S> {
     generation: u64,
-    segment: u64,
     key: SpoolKey,
-    file: File,
+    directory: PathBuf,
+    /// None: this spool has no staging buffer.
+    staging: Option<S>,
+    /// The segment that was written to last.
+    file: Option<(u64, File)>,
 }
 
-/// Which segment an append went to, for who wants to wait until it is on disk.
+/// Up to where an append went, for who wants to wait until it is on disk.
 pub struct Appended {
-    segment: u64,
+    generation: u64,
+    end: Synced,
 }
 
-impl Appender {
+impl<S: Staging> Appender<S> {
     /// Appends frames made by [`super::frame::push`], all or none, `records` of them.
     pub fn append(
         &mut self,
@@ -147,14 +165,13 @@ impl Appender {
         records: u64,
         class: Class,
     ) -> Result<Appended, AppendError> {
-        let length = frames.len() as u64;
         let limit = match class {
             Class::Needed => place.limit,
             Class::Refusal => place.limit - place.limit / RESERVE,
         };
         loop {
-            let (generation, segment) = (shared.generation(), shared.segment());
-            if segment == 0 {
+            let generation = shared.generation();
+            if shared.segment() == 0 {
                 // Only for a server that has the directory to itself; the relay sees to that.
                 if shared.held.load(Acquire) == 0 || !shared.may_retry((place.facts)().now_ms, OPEN_PAUSE_MS)
                 {
@@ -163,120 +180,236 @@ impl Appender {
                 open_spool(shared, place)?;
                 continue;
             }
-            if shared.size.load(Relaxed) + length > limit {
+            if shared.size() + frames.len() as u64 > limit {
                 return Err(AppendError::Full { limit: place.limit });
             }
-            let bytes = shared.bytes(segment);
-            if bytes > 0 && bytes + length > SEGMENT_BYTES.min(place.limit / SEGMENTS_IN_LIMIT) {
-                roll(shared, place, segment)?;
-                continue;
+            let appended = self.open(shared, place, generation).and_then(|open| {
+                open.key.seal_all(frames);
+                let locked = shared.lock().ok_or(AppendError::Closed)?;
+                if shared.segment() == 0 || shared.generation() != generation {
+                    return Ok(None);
+                }
+                let end = open.put(&locked, place, frames)?;
+                locked.count(records);
+                Ok(Some(Appended { generation, end }))
+            });
+            match appended {
+                Ok(None) => {}
+                Ok(Some(appended)) => return Ok(appended),
+                // Somebody has removed it. What comes from now on is not lost with it.
+                Err(error) if error.is_loss() => self.lost(shared, generation),
+                Err(error) => return Err(error),
             }
-            let Some(writer) = shared.enter(generation, segment) else { continue };
-            let open = match self.current(shared, place, generation, segment) {
-                Err(AppendError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-                    // Somebody has removed it. What comes from now on is not lost with it.
-                    drop(writer);
-                    shared.close();
-                    continue;
-                }
-                open => open?,
-            };
-            open.key.seal_all(segment, frames);
-            let written = write_once(&mut open.file, frames);
-            if let Ok(written) = written {
-                // What was written counts, be it torn.
-                shared.grow(segment, written as u64);
-            }
-            drop(writer);
-            return match written {
-                Ok(written) if written == frames.len() => {
-                    shared.appended.fetch_add(records, Relaxed);
-                    Ok(Appended { segment })
-                }
-                Ok(_) => {
-                    Err(AppendError::Io { doing: "writing", error: io::Error::from_raw_os_error(NO_SPACE) })
-                }
-                Err(error) => Err(AppendError::Io { doing: "writing", error }),
-            };
         }
+    }
+
+    /// Writes everything that is staged into the current segment's file.
+    pub fn drain(&mut self, shared: &Shared, place: &Place<'_>) -> Result<(), AppendError> {
+        self.alone(shared, place, Open::drain)
+    }
+
+    /// Closes the current segment, so that it can be removed; if it has anything in it.
+    pub fn close_segment(&mut self, shared: &Shared, place: &Place<'_>) -> Result<(), AppendError> {
+        self.alone(shared, place, |open, locked| {
+            open.drain(locked)?;
+            if locked.written() > 0 { open.roll(locked) } else { Ok(()) }
+        })
     }
 
     /// Has everything up to `appended` on disk: by another's sync, or by an own one that serves the others too. False if
     /// another is at it: wait a moment and ask again.
-    pub fn sync(&mut self, shared: &Shared, appended: &Appended) -> Result<bool, AppendError> {
-        let Some(open) = self.open.as_mut().filter(|open| open.segment == appended.segment) else {
-            return Err(AppendError::Closed);
-        };
-        // With O_APPEND the descriptor stands behind what it wrote itself.
-        let end = open.file.stream_position().map_err(io("syncing"))?;
-        let want = Synced::new(open.segment, end);
-        if shared.synced(open.segment) >= want {
+    pub fn sync(
+        &mut self,
+        shared: &Shared,
+        place: &Place<'_>,
+        appended: &Appended,
+    ) -> Result<bool, AppendError> {
+        if shared.synced() >= appended.end && shared.generation() == appended.generation {
             return Ok(true);
         }
         let Some(_held) = shared.sync() else { return Ok(false) };
-        if shared.synced(open.segment) >= want {
+        if shared.synced() >= appended.end && shared.generation() == appended.generation {
             return Ok(true);
         }
-        let length = open.file.metadata().map_err(io("syncing"))?.len();
-        open.file.sync_data().map_err(io("syncing"))?;
-        shared.set_synced(open.segment, Synced::new(open.segment, length));
+        let mut drained = None;
+        self.alone(shared, place, |open, locked| {
+            open.drain(locked)?;
+            let end = Synced::new(locked.segment(), locked.written());
+            drained = (open.generation == appended.generation).then(|| (end, open.directory.clone()));
+            Ok(())
+        })?;
+        // Closed meanwhile: what this is about may be lost with the files.
+        let Some((end, directory)) = drained else { return Err(AppendError::Closed) };
+        for segment in shared.synced().segment().max(1)..=end.segment() {
+            match File::open(directory.join(segment_name(segment))).and_then(|file| file.sync_data()) {
+                // The relay has removed it, which it does when all of it is in the table, on disk.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && segment < end.segment() => {}
+                result => result.map_err(io("syncing"))?,
+            }
+        }
+        shared.set_synced(end);
         Ok(true)
     }
 
-    fn current(
+    /// Does something under the lock, if a spool is open.
+    fn alone(
+        &mut self,
+        shared: &Shared,
+        place: &Place<'_>,
+        f: impl FnOnce(&mut Open<S>, &Locked<'_>) -> Result<(), AppendError>,
+    ) -> Result<(), AppendError> {
+        let generation = shared.generation();
+        if shared.segment() == 0 {
+            return Ok(());
+        }
+        let done = self.open(shared, place, generation).and_then(|open| {
+            let locked = shared.lock().ok_or(AppendError::Closed)?;
+            if shared.segment() == 0 || shared.generation() != generation {
+                return Ok(());
+            }
+            f(open, &locked)
+        });
+        match done {
+            Err(error) if error.is_loss() => {
+                self.lost(shared, generation);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn lost(&mut self, shared: &Shared, generation: u64) {
+        self.open = None;
+        shared.close(generation);
+    }
+
+    fn open(
         &mut self,
         shared: &Shared,
         place: &Place<'_>,
         generation: u64,
-        segment: u64,
-    ) -> Result<&mut Open, AppendError> {
-        let known = |open: &Open| open.generation == generation && open.segment == segment;
-        if !self.open.as_ref().is_some_and(known) {
-            let path = directory(place.base, shared.id()).join(segment_name(segment));
-            let file = segment_options().open(path).map_err(io("opening a segment"))?;
-            self.open = Some(Open { generation, segment, key: shared.key(), file });
+    ) -> Result<&mut Open<S>, AppendError> {
+        if self.open.as_ref().is_none_or(|open| open.generation != generation) {
+            // Of another generation by now, they are found out to be under the lock.
+            let (directory, key) = (directory(place.base, shared.id()), shared.key());
+            let staging = match S::open(&directory.join(STAGING)) {
+                Ok(staging) => Some(staging),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => None,
+                Err(error) => return Err(AppendError::Io { doing: "opening the staging buffer", error }),
+            };
+            self.open = Some(Open { generation, key, directory, staging, file: None });
         }
         self.open.as_mut().ok_or(AppendError::Closed)
     }
 }
 
-/// In the base directory.
-const LOCK: &str = "lock";
-
-/// ENOSPC: a write that ended early says so the next time, and there is no next time.
-const NO_SPACE: i32 = 28;
-
-/// One write(2); begun anew only if a signal kept it from writing anything.
-fn write_once(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
-    loop {
-        match file.write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
+impl<S: Staging> Open<S> {
+    /// Appends sealed frames, to the staging buffer if they fit. Where they end.
+    fn put(
+        &mut self,
+        locked: &Locked<'_>,
+        place: &Place<'_>,
+        frames: &mut [u8],
+    ) -> Result<Synced, AppendError> {
+        let length = frames.len() as u64;
+        let most = SEGMENT_BYTES.min(place.limit / SEGMENTS_IN_LIMIT);
+        // Of a small segment, not all at once.
+        let room = self.staging.as_ref().map_or(0, |_| STAGING_ROOM.min(most / 2));
+        if locked.staged() + length > room {
+            self.drain(locked)?;
         }
+        let bytes = locked.written() + locked.staged();
+        if bytes > 0 && bytes + length > most {
+            self.drain(locked)?;
+            self.roll(locked)?;
+        }
+        let (segment, written, staged) = (locked.segment(), locked.written(), locked.staged());
+        self.key.place_all(segment, written + staged, frames);
+        if let Some(staging) = self.staging.as_mut().filter(|_| length <= room) {
+            staging.put(staged as usize, frames);
+            let length = (staged + length) as u32;
+            staging.publish(Staged { segment, written: written as u32, length });
+            locked.staged_more(frames.len() as u64);
+        } else {
+            let (wrote, result) = write_at(self.file(segment)?, frames, written);
+            // What was written counts, be it torn.
+            locked.wrote(wrote);
+            result.map_err(io("writing"))?;
+        }
+        Ok(Synced::new(segment, locked.written() + locked.staged()))
+    }
+
+    /// Writes what is staged into the segment. Again from where it began, if that failed halfway before: the same bytes.
+    fn drain(&mut self, locked: &Locked<'_>) -> Result<(), AppendError> {
+        let (segment, written, staged) = (locked.segment(), locked.written(), locked.staged());
+        if staged == 0 {
+            return Ok(());
+        }
+        let Some(mut staging) = self.staging.take() else { return Err(AppendError::Closed) };
+        let drained = self.file(segment).and_then(|file| {
+            staging.with(staged as usize, |bytes| write_at(file, bytes, written).1).map_err(io("writing"))
+        });
+        if drained.is_ok() {
+            staging.publish(Staged { segment, written: (written + staged) as u32, length: 0 });
+            locked.drained();
+        }
+        self.staging = Some(staging);
+        drained
+    }
+
+    /// Makes the segment behind the current one the current one. Nothing is staged.
+    fn roll(&mut self, locked: &Locked<'_>) -> Result<(), AppendError> {
+        let next = locked.segment() + 1;
+        make_segment(&self.directory, next)?;
+        locked.rolled(next);
+        Ok(())
+    }
+
+    fn file(&mut self, segment: u64) -> Result<&File, AppendError> {
+        if self.file.as_ref().is_none_or(|(number, _)| *number != segment) {
+            let path = self.directory.join(segment_name(segment));
+            // Not `create`: the segment was made by who rolled. A segment that somebody has removed must not come back
+            // under writers that still have the old one open.
+            let file = OpenOptions::new().write(true).custom_flags(O_NOFOLLOW).open(path);
+            self.file = Some((segment, file.map_err(io("opening a segment"))?));
+        }
+        self.file.as_ref().map(|(_, file)| file).ok_or(AppendError::Closed)
     }
 }
 
-/// Not `create`: the segment was made by who rolled. A segment that somebody has removed must not come back under
-/// writers that still have the old one open.
-fn segment_options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.append(true).custom_flags(O_NOFOLLOW);
-    options
+/// Writes bytes at a place of a file; how many were written.
+fn write_at(file: &File, bytes: &[u8], at: u64) -> (u64, io::Result<()>) {
+    let mut wrote = 0;
+    while wrote < bytes.len() {
+        match file.write_at(&bytes[wrote..], at + wrote as u64) {
+            Ok(0) => return (wrote as u64, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => wrote += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (wrote as u64, Err(error)),
+        }
+    }
+    (wrote as u64, Ok(()))
 }
+
+/// In the base directory.
+const LOCK: &str = "lock";
 
 /// fcntl.h of Linux, the same on x86-64; aarch64 has another value.
 #[cfg(target_arch = "aarch64")]
-const O_NOFOLLOW: i32 = 0o100_000;
+pub(super) const O_NOFOLLOW: i32 = 0o100_000;
 #[cfg(not(target_arch = "aarch64"))]
-const O_NOFOLLOW: i32 = 0o400_000;
+pub(super) const O_NOFOLLOW: i32 = 0o400_000;
 
 fn directory(base: &Path, id: Id) -> PathBuf {
     base.join(id.to_string())
 }
 
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW).open(path)
+}
+
 fn make_segment(directory: &Path, segment: u64) -> Result<(), AppendError> {
-    let path = directory.join(segment_name(segment));
-    match OpenOptions::new().append(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW).open(path) {
+    match new_file(&directory.join(segment_name(segment))) {
         Ok(_) => {}
         // Left by who made it and failed to say so.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -287,35 +420,6 @@ fn make_segment(directory: &Path, segment: u64) -> Result<(), AppendError> {
 
 fn sync_directory(path: &Path) -> Result<(), AppendError> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(io("syncing the directory"))
-}
-
-/// Makes the segment behind `segment` the current one, unless somebody does.
-pub(super) fn roll(shared: &Shared, place: &Place<'_>, segment: u64) -> Result<(), AppendError> {
-    for _ in 0..ROLL_WAITS {
-        if shared.segment() != segment {
-            return Ok(());
-        }
-        let Some(_held) = shared.roll() else {
-            std::thread::sleep(ROLL_WAIT);
-            continue;
-        };
-        if shared.segment() == segment {
-            let next = segment + 1;
-            make_segment(&directory(place.base, shared.id()), next)?;
-            shared.rolled(next);
-        }
-        return Ok(());
-    }
-    Err(AppendError::Closed)
-}
-
-/// Closes the current segment, so that it can be removed; if it has anything in it.
-pub fn close_segment(shared: &Shared, place: &Place<'_>) -> Result<(), AppendError> {
-    let segment = shared.segment();
-    if segment == 0 || shared.bytes(segment) == 0 {
-        return Ok(());
-    }
-    roll(shared, place, segment)
 }
 
 /// Takes the base directory's lock, which lasts as long as the file (in this process or a child of it) is open.
@@ -340,8 +444,8 @@ pub fn hold_base(place: &Place<'_>) -> Result<File, AppendError> {
 
 /// Opens a new spool, unless somebody does. For a server that holds the base directory's lock.
 pub fn open_spool(shared: &Shared, place: &Place<'_>) -> Result<(), AppendError> {
-    let Some(_held) = shared.roll() else {
-        std::thread::sleep(ROLL_WAIT);
+    let Some(_held) = shared.opening() else {
+        std::thread::sleep(OPENING_WAIT);
         return Ok(());
     };
     if shared.segment() != 0 {
@@ -354,29 +458,31 @@ pub fn open_spool(shared: &Shared, place: &Place<'_>) -> Result<(), AppendError>
     getrandom::fill(&mut key).map_err(|_| AppendError::Unfit(Why::NoRandomness))?;
     let identity = Identity { id, key: SpoolKey(key), system_id: facts.system_id, created: facts.clock };
     let directory = directory(place.base, id);
-    let made = make_spool(&directory, &identity);
+    let made = make_spool(&directory, &identity, facts.keeps_blocks);
     if made.is_err() {
         // Nobody knows of it.
         let _ = fs::remove_dir_all(&directory);
         return made;
     }
     sync_directory(place.base)?;
-    shared.size.store(size_below(place.base), Relaxed);
-    shared.opened(id, identity.key);
+    let size = size_below(place.base);
+    let locked = shared.lock().ok_or(AppendError::Closed)?;
+    shared.opened(&locked, id, identity.key, size);
     Ok(())
 }
 
-fn make_spool(directory: &Path, identity: &Identity) -> Result<(), AppendError> {
+fn make_spool(directory: &Path, identity: &Identity, staging: bool) -> Result<(), AppendError> {
     let doing = "making a spool";
     DirBuilder::new().mode(0o700).create(directory).map_err(io(doing))?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(O_NOFOLLOW)
-        .open(directory.join(IDENTITY))
-        .map_err(io(doing))?;
-    file.write_all(&identity.encode()).and_then(|()| file.sync_all()).map_err(io(doing))?;
+    let file = |name: &str, bytes: &[u8]| {
+        let mut file = new_file(&directory.join(name))?;
+        file.write_all(bytes).and_then(|()| file.sync_all())
+    };
+    file(IDENTITY, &identity.encode()).map_err(io(doing))?;
+    if staging {
+        // On disk: so that no page of it asks for room when it is stored into.
+        file(STAGING, &vec![0; STAGING_BYTES]).map_err(io(doing))?;
+    }
     make_segment(directory, 1)
 }
 
