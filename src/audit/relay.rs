@@ -111,7 +111,7 @@ impl Relay {
         let before = crate::pg::clock();
         // Where it cannot be, what is in the segments is taken all the same, which may make room.
         let _ = drain(area, false);
-        let spools = listed(area, base)?;
+        let (spools, unsettled) = listed(area, base)?;
         notice_loss(area, base);
         self.load(&spools)?;
         for spool in &spools {
@@ -138,6 +138,9 @@ impl Relay {
             self.remove(area, spool, from)?;
         }
         self.publish(area, &spools);
+        if let Some(error) = unsettled {
+            return Err(unreadable(&error));
+        }
         self.caught_up(area, before)?;
         Ok(PAUSE)
     }
@@ -158,14 +161,14 @@ impl Relay {
 
     /// In recovery: removes what the replayed table has.
     fn tidy(&mut self, area: &Area, base: &Path) -> Result<()> {
-        let spools = listed(area, base)?;
+        let (spools, unsettled) = listed(area, base)?;
         notice_loss(area, base);
         self.load(&spools)?;
         for spool in spools {
             let taken = self.taken(&spool);
             self.remove(area, &spool, taken)?;
         }
-        Ok(())
+        unsettled.map_or(Ok(()), |error| Err(unreadable(&error)))
     }
 
     /// Removes a spool's finished segments that have been taken, and the spool itself if it is a former one and empty.
@@ -197,8 +200,7 @@ impl Relay {
         area.audit.relay.settled.store(at as u64, Relaxed);
         let shared = &area.audit.spool;
         if shared.size() > config::spool_limit() / 2 {
-            drain(area, true)
-                .map_err(|e| VaultError::internal(format!("cannot close a segment: {e:?}")))?;
+            drain(area, true).map_err(|e| VaultError::internal(format!("cannot close a segment: {e:?}")))?;
         }
         Ok(())
     }
@@ -237,20 +239,29 @@ fn unreadable(error: &std::io::Error) -> VaultError {
         .hint("Look at the directory of hyperion_vault.audit_spool_dir; the relay goes on by itself.")
 }
 
-/// All spools; of former ones, nothing is left in a staging buffer.
-fn listed(area: &Area, base: &Path) -> Result<Vec<Spool>> {
-    let spools = log::spools(base).map_err(|e| unreadable(&e))?;
-    let mut settled = false;
-    for spool in spools.iter().filter(|spool| spool.staging && !is_open(area, spool)) {
-        // A spool that is just being opened looks like a former one.
-        let Some(_opening) = area.audit.spool.opening() else { continue };
-        if is_open(area, spool) {
-            continue;
+/// The spools that can be taken from: of former ones, those of whose staging buffers nothing is left. And why one is not
+/// among them, for when nothing else is to be done: what the others give up may make the room that it wants.
+fn listed(area: &Area, base: &Path) -> Result<(Vec<Spool>, Option<std::io::Error>)> {
+    let list = || log::spools(base).map_err(|e| unreadable(&e));
+    let former = |spool: &Spool| spool.staging && !is_open(area, spool);
+    let mut spools = list()?;
+    let mut failed = None;
+    if spools.iter().any(former) {
+        for spool in spools.iter().filter(|spool| former(spool)) {
+            // A spool that is just being opened looks like a former one.
+            let Some(_opening) = area.audit.spool.opening() else { continue };
+            if is_open(area, spool) {
+                continue;
+            }
+            match log::settle(spool) {
+                Ok(bytes) => area.audit.spool.grow(bytes),
+                Err(error) => failed = Some(error),
+            }
         }
-        area.audit.spool.grow(log::settle(spool).map_err(|e| unreadable(&e))?);
-        settled = true;
+        spools = list()?;
+        spools.retain(|spool| !former(spool));
     }
-    if settled { log::spools(base).map_err(|e| unreadable(&e)) } else { Ok(spools) }
+    Ok((spools, failed))
 }
 
 fn is_open(area: &Area, spool: &Spool) -> bool {
@@ -277,8 +288,7 @@ fn take_part(area: &Area, spool: &Spool, from: Taken, part: &Part) -> Result<Tak
         // Another relay was here.
         return Ok(now);
     }
-    let frames =
-        Frames { key: spool.key(), segment: part.segment, offset: part.offset, bytes: &part.bytes };
+    let frames = Frames { key: spool.key(), segment: part.segment, offset: part.offset, bytes: &part.bytes };
     let (mut at, mut records, mut torn) = (0, 0, 0);
     let end = loop {
         match frames.next(at) {

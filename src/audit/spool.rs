@@ -39,11 +39,12 @@ pub fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
 /// For the relay: writes what is staged, and with `close` ends the segment. A failure is noted.
 pub fn drain(area: &Area, close: bool) -> Result<(), AppendError> {
     let shared = &area.audit.spool;
-    let drained = APPENDER.with_borrow_mut(|appender| {
-        with_place(|place| {
-            if close { appender.close_segment(shared, place) } else { appender.drain(shared, place) }
-        })
-    });
+    let drained =
+        APPENDER.with_borrow_mut(|appender| {
+            with_place(|place| {
+                if close { appender.close_segment(shared, place) } else { appender.drain(shared, place) }
+            })
+        });
     drained.inspect_err(|error| note(area.audit, error))
 }
 

@@ -11,6 +11,7 @@ mod spools;
 
 use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, random_text, wait_for};
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 /// The log with the last word on each write in the place of `pending`: the relay may come by in the middle of any.
 pub const LAST_WORDS: &str = "(SELECT (jsonb_populate_record(l, jsonb_build_object('outcome', coalesce(r.outcome, l.outcome)))).*
@@ -44,4 +45,29 @@ pub fn log(cluster: &Cluster, columns: &str, condition: &str) -> String {
 /// What `vault.status()` says of the audit log.
 pub fn status(root: &mut Client) -> Value {
     crate::watch::status(root)["audit"].take()
+}
+
+/// The segments of all spools below a directory, in order.
+pub fn segments(base: &Path) -> Vec<PathBuf> {
+    let mut found = files(base);
+    found.retain(|path| path.extension().is_some_and(|end| end == "log"));
+    found
+}
+
+/// Where the staging buffer of the only spool is, or would be.
+#[track_caller]
+pub fn staging(base: &Path) -> PathBuf {
+    let segments = segments(base);
+    assert_eq!(segments.len(), 1, "{segments:?}");
+    segments[0].with_file_name("staging")
+}
+
+fn files(base: &Path) -> Vec<PathBuf> {
+    let entries = |path: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let spools = entries(base).into_iter().filter(|path| path.is_dir());
+    let mut found: Vec<_> = spools.flat_map(|spool| entries(&spool)).collect();
+    found.sort();
+    found
 }

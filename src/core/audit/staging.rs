@@ -50,9 +50,8 @@ impl Staged {
     /// From the whole file: with what is staged, if that can be.
     pub(super) fn read(file: &[u8]) -> Option<(Self, &[u8])> {
         let (header, bytes) = file.split_at_checked(STAGING_HEADER)?;
-        let word = |at: usize| {
-            header.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes)
-        };
+        let word =
+            |at: usize| header.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes);
         let staged = Self::from_words([word(0)?, word(8)?]);
         Some((staged, bytes.get(..staged.length as usize)?))
     }

@@ -417,7 +417,12 @@ fn a_buffer_that_a_crash_of_the_machine_left_behind_the_times_adds_and_destroys_
     // cannot be had, and what was there before does not come twice.
     let mixed = [&late[..STAGING_HEADER], &early[STAGING_HEADER..]].concat();
     fs::write(&path, mixed).unwrap();
-    OpenOptions::new().write(true).open(segment_path(&base, 1)).unwrap().set_len(2 * frame("a").len() as u64).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(segment_path(&base, 1))
+        .unwrap()
+        .set_len(2 * frame("a").len() as u64)
+        .unwrap();
     settle(&spool).unwrap();
     assert_eq!(subjects(&spool, 1), (all[..2].to_vec(), 1));
     // No buffer at all: cut short, or with a length that cannot be.

@@ -1,26 +1,12 @@
 //! Spools on the disk: whose they are, copies, damage, another place.
 
-use super::{log, settle, status};
+use super::full::Unmount;
+use super::{log, segments, settle, staging, status};
 use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGKILL, SIGSTOP, StopMode, sqlstate, wait_for};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// Files below a directory, those of spools only.
-fn segments(base: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for spool in
-        std::fs::read_dir(base).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir())
-    {
-        for file in std::fs::read_dir(spool).unwrap() {
-            found.push(file.unwrap().path());
-        }
-    }
-    found.retain(|path| path.extension().is_some_and(|end| end == "log"));
-    found.sort();
-    found
-}
 
 fn copy(from: &Path, to: &Path) {
     assert!(
@@ -93,27 +79,103 @@ fn torn_records_are_skipped_and_what_follows_is_not() {
     let cluster = Cluster::builder().start();
     let vault = cluster.vault();
     vault.ops().ask("SELECT vault.create_secret('a', 'v')");
+    let read = || vault.app().ask("SELECT vault.read_secret('a')");
     settle(&cluster);
     let base = cluster.data_dir().join("hyperion_vault_audit");
-    let torn = |bytes: &[u8]| {
-        let path = segments(&base).pop().unwrap();
-        std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes).unwrap();
-    };
-    // Half a record, in the middle of the current segment and at the end of a former one.
-    let whole = std::fs::read(segments(&base).pop().unwrap()).unwrap();
-    torn(&whole[..whole.len().min(40)]);
-    vault.app().ask("SELECT vault.read_secret('a')");
+    // What somebody puts behind the end of the segment is in the way of nothing.
+    let path = segments(&base).pop().unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+    file.write_all(&whole[..whole.len().min(40)]).unwrap();
+    read();
     settle(&cluster);
-    assert_eq!(status(&mut vault.root())["torn"], 1);
+    assert_eq!(log(&cluster, "outcome", "session_role = 'app'"), "ok");
+    // The second of three is damaged, in what a former life leaves behind.
     let relay = cluster.pid_of("hyperion_vault relay");
     cluster.kill(relay, SIGSTOP);
-    vault.app().ask("SELECT vault.read_secret('a')");
-    torn(&whole[..30]);
+    (0..3).for_each(|_| drop(read()));
+    let path = staging(&base);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let length = u32::from_ne_bytes(bytes[8..12].try_into().unwrap()) as usize;
+    assert!(length > 200, "{length}");
+    bytes[64 + length / 2] ^= 1;
+    // In place: the server has it mapped.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(&bytes).unwrap();
     cluster.kill_and_wait(relay, SIGKILL);
     cluster.wait_ready();
-    vault.app().ask("SELECT vault.read_secret('a')");
-    assert_eq!(log(&cluster, "outcome", "session_role = 'app'"), "ok\nok\nok");
+    read();
+    assert_eq!(log(&cluster, "outcome", "session_role = 'app'"), "ok\nok\nok\nok");
     assert_eq!(status(&mut vault.root())["torn"], 1, "of this life of the server");
+}
+
+#[test]
+fn what_is_staged_outlives_the_server() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    vault.ops().ask("SELECT vault.create_secret('a', 'v')");
+    settle(&cluster);
+    let base = cluster.data_dir().join("hyperion_vault_audit");
+    let written = || std::fs::metadata(segments(&base).pop().unwrap()).unwrap().len();
+    let before = written();
+    let relay = cluster.pid_of("hyperion_vault relay");
+    cluster.kill(relay, SIGSTOP);
+    for _ in 0..100 {
+        vault.app().ask("SELECT vault.read_secret('a')");
+    }
+    assert_eq!(written(), before, "nothing of it is in the segment");
+    // All at once, as a container ends: stopped, it would not notice that its postmaster is gone.
+    cluster.kill(relay, SIGKILL);
+    cluster.kill_postmaster_9();
+    cluster.start_again();
+    settle(&cluster);
+    assert_eq!(log(&cluster, "outcome", "session_role = 'app'").lines().count(), 100);
+    assert_eq!(status(&mut vault.root())["torn"], 0);
+    wait_for("the former spool to go", PATIENCE, || segments(&base).len() == 1);
+}
+
+#[test]
+fn where_files_are_not_mapped_records_are_written_one_by_one() {
+    // Takes a mount, and so root.
+    if hyperion_vault_tests::effective_uid() != 0 {
+        println!("not root: no file system can be mounted");
+        return;
+    }
+    let outside = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(outside.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mount = outside.path().join("other");
+    std::fs::create_dir(&mount).unwrap();
+    let path = mount.to_str().unwrap();
+    // Not one of those that are known to overwrite in place.
+    let mounted = Command::new("mount").args(["-t", "ramfs", "-o", "mode=755", "ramfs", path]).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("may not mount");
+        return;
+    }
+    let _unmount = Unmount(path.to_owned());
+    let base = mount.join("audit");
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", base.to_str().unwrap()).start();
+    cluster.make_server_directory(&base);
+    let vault = cluster.vault();
+    let mut ops = vault.ops();
+    wait_for("the directory to be used", PATIENCE, || {
+        ops.try_ask("SELECT vault.put_secret('a', 'v')").is_ok()
+    });
+    settle(&cluster);
+    assert!(!staging(&base).exists());
+    let written = || std::fs::metadata(segments(&base).pop().unwrap()).unwrap().len();
+    let relay = cluster.pid_of("hyperion_vault relay");
+    cluster.kill(relay, SIGSTOP);
+    let mut app = vault.app();
+    for _ in 0..10 {
+        let before = written();
+        app.ask("SELECT vault.read_secret('a')");
+        assert!(written() > before);
+    }
+    cluster.kill_and_wait(relay, SIGKILL);
+    cluster.wait_ready();
+    assert_eq!(log(&cluster, "outcome", "session_role = 'app'").lines().count(), 10);
+    drop(ops);
+    cluster.stop(StopMode::Fast);
 }
 
 #[test]
