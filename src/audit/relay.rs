@@ -93,6 +93,7 @@ impl Relay {
         if identity::in_recovery() {
             // After a promotion everything is looked at anew.
             self.taken.clear();
+            let _ = drain(&area, false);
             config::with_spool_dir(|base| self.tidy(&area, base))?;
             return Ok(RECOVERY_PAUSE);
         }
@@ -110,7 +111,7 @@ impl Relay {
         let busy = thread_time();
         let before = crate::pg::clock();
         // Where it cannot be, what is in the segments is taken all the same, which may make room.
-        let _ = drain(area, false);
+        let drained = drain(area, false).is_ok();
         let (spools, unsettled) = listed(area, base)?;
         notice_loss(area, base);
         self.load(&spools)?;
@@ -128,7 +129,7 @@ impl Relay {
                 // That was all there was. What has come meanwhile waits for more to come: a transaction costs as much
                 // as hundreds of records.
                 let all = !part.last && part.bytes.len() < BATCH_BYTES && spools.last() == Some(spool);
-                if all {
+                if all && drained {
                     self.caught_up(area, before)?;
                 }
                 let waiting = spools.iter().map(|spool| spool.waiting(self.taken(spool).position)).sum();
@@ -141,7 +142,9 @@ impl Relay {
         if let Some(error) = unsettled {
             return Err(unreadable(&error));
         }
-        self.caught_up(area, before)?;
+        if drained {
+            self.caught_up(area, before)?;
+        }
         Ok(PAUSE)
     }
 

@@ -95,6 +95,10 @@ pub fn append(frames: &mut [u8], records: u64, class: Class) -> Result<()> {
     // Not preloaded: there is no vault, and nothing was done.
     let Ok(area) = area::get() else { return Ok(()) };
     let audit = area.audit;
+    if let Some(wait) = log::give_way(audit.spool.size(), config::spool_limit()) {
+        // Too short to be worth an interrupt, and this is after the operation: it is to be recorded.
+        std::thread::sleep(wait);
+    }
     let result = APPENDER.with_borrow_mut(|appender| {
         with_place(|place| {
             let appended = appender.append(&audit.spool, place, frames, records, class)?;

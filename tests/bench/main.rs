@@ -6,11 +6,12 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms`, `scale`, `access`, `audit` and `rotation` are other matters, with clusters and files of their own; `instructions` counts instead
-//! of measuring time.
+//! `kms`, `scale`, `access`, `audit`, `crowd` and `rotation` are other matters, with clusters and files of their own;
+//! `instructions` counts instead of measuring time.
 
 mod access;
 mod audit;
+mod crowd;
 mod instructions;
 mod kms;
 mod machine;
@@ -92,9 +93,17 @@ fn main() {
     let scenarios: Vec<_> =
         scenarios::all().into_iter().filter(|scenario| plan.wants(scenario.name)).collect();
     let known = !scenarios.is_empty()
-        || [kms::NAME, scale::NAME, access::NAME, audit::NAME, instructions::NAME, rotation::NAME]
-            .iter()
-            .any(|name| plan.wants(name));
+        || [
+            kms::NAME,
+            scale::NAME,
+            access::NAME,
+            audit::NAME,
+            crowd::NAME,
+            instructions::NAME,
+            rotation::NAME,
+        ]
+        .iter()
+        .any(|name| plan.wants(name));
     assert!(known, "no scenario has one of these names: {:?}", plan.only);
     let cores = Cores::choose();
     if let Some(cores) = cores {
@@ -106,6 +115,9 @@ fn main() {
     }
     if plan.wants(audit::NAME) {
         document["audit"] = audit::measure(plan.pairs, cores);
+    }
+    if plan.wants(crowd::NAME) {
+        document["crowd"] = crowd::measure(plan.pairs.min(3), cores);
     }
     if plan.wants(kms::NAME) {
         document["kms"] = kms::measure(plan.pairs.min(3), cores);

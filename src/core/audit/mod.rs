@@ -59,5 +59,5 @@ pub use reader::{
 };
 pub use record::{Client, Outcome, Record};
 pub use shared::{Held, Shared, Synced};
-pub use spool::{AppendError, Appended, Appender, Class, Facts, Place, Why, hold_base, open_spool};
+pub use spool::{AppendError, Appended, Appender, Class, Facts, Place, Why, give_way, hold_base, open_spool};
 pub use staging::{STAGING_BYTES, STAGING_HEADER, Staged, Staging};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::frame::SpoolKey;
 use crate::envelope::Id;
 
-/// What every append touches, in one cache line. The first four belong to who holds the lock; others may look.
+/// What every append touches, in one cache line. All but `size` changes under the lock alone; others may look.
 #[derive(Default)]
 #[repr(C, align(64))]
 struct Appending {
@@ -70,10 +70,12 @@ impl Synced {
     }
 }
 
-/// The lock is held over some hundred instructions, now and then over a `write(2)`, rarely over making a file: so many
-/// tries, then naps, until something must be wrong (a holder that died takes the mapping with it, unless the postmaster
-/// died too).
-const SPINS: u32 = 200;
+/// The lock is held over some hundred instructions, now and then over a `write(2)`, rarely over making a file. So first one
+/// spins, for a holder on another processor; then lets others run, of whom one may be the holder that was made to wait in the
+/// middle of it; then naps, until something must be wrong (a holder that died takes the mapping with it, unless the
+/// postmaster died too).
+const SPINS: u32 = 50;
+const YIELDS: u32 = 20;
 const NAP: Duration = Duration::from_micros(50);
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -101,11 +103,6 @@ impl Shared {
         self.segment() > segment
     }
 
-    /// Bytes in the current segment, staged ones among them.
-    pub fn bytes(&self) -> u64 {
-        self.appending.written.load(Relaxed) + self.appending.staged.load(Relaxed)
-    }
-
     /// Bytes in all spools below the base directory.
     pub fn size(&self) -> u64 {
         self.appending.size.load(Relaxed)
@@ -130,16 +127,21 @@ impl Shared {
     /// The right to append, alone. None: it could not be had, which should not happen.
     pub(super) fn lock(&self) -> Option<Locked<'_>> {
         let take = || Held::take(&self.appending.lock).map(|held| Locked { shared: self, _held: held });
-        for _ in 0..SPINS {
-            if let Some(locked) = take() {
-                return Some(locked);
+        let waits = [(SPINS, std::hint::spin_loop as fn()), (YIELDS, std::thread::yield_now)];
+        for (times, wait) in waits {
+            for _ in 0..times {
+                let locked = take();
+                if locked.is_some() {
+                    return locked;
+                }
+                wait();
             }
-            std::hint::spin_loop();
         }
         let begun = Instant::now();
         while begun.elapsed() < LOCK_PATIENCE {
-            if let Some(locked) = take() {
-                return Some(locked);
+            let locked = take();
+            if locked.is_some() {
+                return locked;
             }
             std::thread::sleep(NAP);
         }

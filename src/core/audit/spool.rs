@@ -52,6 +52,19 @@ const OPEN_PAUSE_MS: u64 = 200;
 const OPENING_WAIT: Duration = Duration::from_micros(100);
 const STAGING_ROOM: u64 = (STAGING_BYTES - STAGING_HEADER) as u64;
 
+/// In that part of the limit an operation waits before it appends, between these times.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_millis(8);
+
+/// How long an operation waits, holding nothing, before it appends to spools of this size. Sessions that together make more
+/// records than the relay takes would fill the spools and then be refused; where all processors are busy the relay gets
+/// one process's share of them. So they slow down to its pace instead.
+pub fn give_way(size: u64, limit: u64) -> Option<Duration> {
+    let reserve = limit / RESERVE;
+    let into = size.checked_sub(limit - reserve).filter(|into| *into > 0)?.min(reserve);
+    Some(SHORTEST_WAIT + (LONGEST_WAIT - SHORTEST_WAIT).mul_f64(into as f64 / reserve as f64))
+}
+
 /// What is appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

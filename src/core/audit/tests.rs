@@ -179,7 +179,7 @@ fn what_is_appended_is_read_in_order_and_files_are_private() {
     let (found, torn) = subjects(&spool, 1);
     assert_eq!((found.len(), torn), (100, 0));
     assert!(found.iter().enumerate().all(|(i, subject)| *subject == format!("a/{i}")));
-    assert_eq!((shared.size(), shared.bytes()), (spool.segments[0].bytes, spool.segments[0].bytes));
+    assert_eq!(shared.size(), spool.segments[0].bytes);
     let directory = base.base.join(spool.id.to_string());
     for (path, mode) in [
         (base.base.clone(), 0o700),
@@ -654,6 +654,18 @@ fn a_burst_is_taken_later_and_a_flood_at_once() {
     assert_eq!(rest(busy, 0, 128 * MB), Duration::from_millis(90));
     assert_eq!(rest(busy, 0, 128 * MB - 1), Duration::ZERO);
     assert_eq!(rest(Duration::from_secs(5), 0, 1024 * MB), Duration::from_secs(1));
+}
+
+#[test]
+fn who_appends_gives_way_in_the_last_quarter_the_more_the_less_is_left() {
+    let limit = 1024 * MB;
+    assert_eq!(give_way(0, limit), None);
+    assert_eq!(give_way(limit / 4 * 3, limit), None);
+    let waits: Vec<_> =
+        (1..=4).map(|part| give_way(limit / 4 * 3 + limit / 16 * part, limit).unwrap()).collect();
+    assert!(waits.is_sorted() && waits[0] >= Duration::from_millis(1), "{waits:?}");
+    assert_eq!(waits[3], Duration::from_millis(8));
+    assert_eq!(give_way(limit * 2, limit), Some(Duration::from_millis(8)), "a limit that was lowered");
 }
 
 #[test]

@@ -60,6 +60,25 @@ fn at_the_limit_operations_are_refused_until_the_relay_has_made_room() {
 }
 
 #[test]
+fn sessions_that_outrun_the_relay_are_slowed_down_and_not_refused() {
+    const SESSIONS: usize = 24;
+    const READS: usize = 4000;
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "1").start();
+    let vault = cluster.vault();
+    vault.ops().ask("SELECT vault.create_secret('a', 'the value')");
+    settle(&cluster);
+    // More than a full spool of records at once, by sessions that do nothing else.
+    clients_at_once(&cluster, "app", SESSIONS, PATIENCE, |_, mut client| {
+        client.ask(&format!(
+            "DO $$ BEGIN FOR i IN 1..{READS} LOOP PERFORM vault.read_secret('a'); END LOOP; END $$"
+        ));
+    });
+    let found = log(&cluster, "id", "function = 'read_secret' AND outcome = 'ok'").lines().count();
+    assert_eq!(found, SESSIONS * READS);
+    assert_eq!(status(&mut vault.root())["append_failures"], 0);
+}
+
+#[test]
 fn a_flood_of_refusals_leaves_room_for_everybody_else() {
     let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "1").start();
     let vault = cluster.vault();
