@@ -323,6 +323,7 @@ fn failed(outcome: Outcome, sqlstate: [u8; 5]) {
 
 /// FATAL in the middle of operations (`pg_terminate_backend`): they end here, innermost first.
 fn ended_by_exit() {
+    spool::let_go();
     while STACK.try_with(|stack| stack.try_borrow().is_ok_and(|stack| !stack.is_empty())).unwrap_or(false) {
         failed(Outcome::Error, *b"57P01");
     }

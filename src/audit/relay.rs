@@ -32,12 +32,12 @@ use std::time::Duration;
 use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool};
 use hyperion_vault_core::envelope::Id;
 
-use super::spool::{drain, keep_open, write_counted};
+use super::spool::{drain, keep_open, let_go, write_counted};
 use crate::area::{self, Area};
 use crate::config;
 use crate::error::{Result, VaultError};
 use crate::pg::xact::{self, Fate};
-use crate::pg::{datum, identity, monotonic_ms, thread_time, transaction};
+use crate::pg::{datum, exit, identity, monotonic_ms, thread_time, transaction};
 use crate::store::audit as table;
 use crate::worker::session;
 
@@ -63,6 +63,7 @@ const USUAL_BYTES: u64 = 200;
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn hyperion_vault_relay_main(arg: pgrx::pg_sys::Datum) {
     let mut relay = Relay::default();
+    exit::before_exit(let_go);
     session::serve(datum::index(arg), move || relay.turn())
 }
 
@@ -112,7 +113,7 @@ impl Relay {
         let before = crate::pg::clock();
         // Where it cannot be, what is in the segments is taken all the same, which may make room.
         let drained = drain(area, false).is_ok();
-        let (spools, unsettled) = listed(area, base)?;
+        let spools = log::spools(base).map_err(|e| unreadable(&e))?;
         notice_loss(area, base);
         self.load(&spools)?;
         for spool in &spools {
@@ -121,6 +122,10 @@ impl Relay {
             let part = spool
                 .next_part(&area.audit.spool, open, from.position, BATCH_BYTES)
                 .map_err(|e| unreadable(&e))?;
+            if open != is_open(area, spool) {
+                // It was being opened, or has been closed: what was read of it may be the half of something.
+                return Ok(Duration::ZERO);
+            }
             if let Some(part) = part {
                 let taken = transaction::run(|| take_part(area, spool, from, &part))?;
                 self.taken.insert(spool.id, taken);
@@ -129,8 +134,8 @@ impl Relay {
                 // That was all there was. What has come meanwhile waits for more to come: a transaction costs as much
                 // as hundreds of records.
                 let all = !part.last && part.bytes.len() < BATCH_BYTES && spools.last() == Some(spool);
-                if all && drained {
-                    self.caught_up(area, before)?;
+                if all {
+                    self.caught_up(area, before, drained)?;
                 }
                 let waiting = spools.iter().map(|spool| spool.waiting(self.taken(spool).position)).sum();
                 let rest = log::rest(thread_time().saturating_sub(busy), waiting, config::spool_limit());
@@ -139,12 +144,7 @@ impl Relay {
             self.remove(area, spool, from)?;
         }
         self.publish(area, &spools);
-        if let Some(error) = unsettled {
-            return Err(unreadable(&error));
-        }
-        if drained {
-            self.caught_up(area, before)?;
-        }
+        self.caught_up(area, before, drained)?;
         Ok(PAUSE)
     }
 
@@ -164,14 +164,14 @@ impl Relay {
 
     /// In recovery: removes what the replayed table has.
     fn tidy(&mut self, area: &Area, base: &Path) -> Result<()> {
-        let (spools, unsettled) = listed(area, base)?;
+        let spools = log::spools(base).map_err(|e| unreadable(&e))?;
         notice_loss(area, base);
         self.load(&spools)?;
         for spool in spools {
             let taken = self.taken(&spool);
             self.remove(area, &spool, taken)?;
         }
-        unsettled.map_or(Ok(()), |error| Err(unreadable(&error)))
+        Ok(())
     }
 
     /// Removes a spool's finished segments that have been taken, and the spool itself if it is a former one and empty.
@@ -180,7 +180,7 @@ impl Relay {
         // A spool that is just being opened looks like a former one that is empty: not while anybody is at that.
         let opening = shared.opening();
         let open = is_open(area, spool);
-        if !open && (opening.is_none() || spool.staging) {
+        if !open && opening.is_none() {
             return Ok(());
         }
         let mut left = spool.segments.len();
@@ -198,8 +198,12 @@ impl Relay {
         Ok(())
     }
 
-    /// Everything that was there at that time has been taken: a segment that takes up much of a small limit can go.
-    fn caught_up(&self, area: &Area, at: i64) -> Result<()> {
+    /// Everything that was there at that time has been taken, if what was staged then could be written: a segment that takes
+    /// up much of a small limit can go.
+    fn caught_up(&self, area: &Area, at: i64, drained: bool) -> Result<()> {
+        if !drained {
+            return Ok(());
+        }
         area.audit.relay.settled.store(at as u64, Relaxed);
         let shared = &area.audit.spool;
         if shared.size() > config::spool_limit() / 2 {
@@ -242,42 +246,20 @@ fn unreadable(error: &std::io::Error) -> VaultError {
         .hint("Look at the directory of hyperion_vault.audit_spool_dir; the relay goes on by itself.")
 }
 
-/// The spools that can be taken from: of former ones, those of whose staging buffers nothing is left. And why one is not
-/// among them, for when nothing else is to be done: what the others give up may make the room that it wants.
-fn listed(area: &Area, base: &Path) -> Result<(Vec<Spool>, Option<std::io::Error>)> {
-    let list = || log::spools(base).map_err(|e| unreadable(&e));
-    let former = |spool: &Spool| spool.staging && !is_open(area, spool);
-    let mut spools = list()?;
-    let mut failed = None;
-    if spools.iter().any(former) {
-        for spool in spools.iter().filter(|spool| former(spool)) {
-            // A spool that is just being opened looks like a former one.
-            let Some(_opening) = area.audit.spool.opening() else { continue };
-            if is_open(area, spool) {
-                continue;
-            }
-            match log::settle(spool) {
-                Ok(bytes) => area.audit.spool.grow(bytes),
-                Err(error) => failed = Some(error),
-            }
-        }
-        spools = list()?;
-        spools.retain(|spool| !former(spool));
-    }
-    Ok((spools, failed))
-}
-
 fn is_open(area: &Area, spool: &Spool) -> bool {
     let shared = &area.audit.spool;
     shared.segment() != 0 && shared.id() == spool.id
 }
 
-/// The open spool's current segment is gone from the disk: what is appended would be, too.
+/// The open spool's current segment is gone from the disk: what is appended would be, too. Or the staging buffer is, or has
+/// been replaced: of that, some have the one mapped and others the other.
 fn notice_loss(area: &Area, base: &Path) {
     let shared = &area.audit.spool;
     let (generation, segment) = (shared.generation(), shared.segment());
-    if segment != 0 && !log::segment_exists(base, shared.id(), segment) && shared.segment() == segment {
-        pgrx::warning!("hyperion_vault: a segment of the open audit spool is gone; its records may be lost");
+    if segment != 0 && !log::intact(base, shared) && shared.segment() == segment {
+        pgrx::warning!(
+            "hyperion_vault: a segment of the open audit spool is gone, or its staging file; records may be lost"
+        );
         shared.close(generation);
     }
 }

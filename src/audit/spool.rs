@@ -36,16 +36,16 @@ pub fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
     })
 }
 
-/// For the relay: writes what is staged, and with `close` ends the segment. A failure is noted.
+/// For the relay: writes what is staged, and with `close` ends the segment.
 pub fn drain(area: &Area, close: bool) -> Result<(), AppendError> {
     let shared = &area.audit.spool;
-    let drained =
-        APPENDER.with_borrow_mut(|appender| {
-            with_place(|place| {
+    APPENDER.with_borrow_mut(|appender| {
+        with_place(
+            |place| {
                 if close { appender.close_segment(shared, place) } else { appender.drain(shared, place) }
-            })
-        });
-    drained.inspect_err(|error| note(area.audit, error))
+            },
+        )
+    })
 }
 
 /// Takes the directory and opens the spool of this life of the server. In the postmaster, which goes on without it: the
@@ -57,13 +57,21 @@ pub fn open() {
     }
 }
 
-/// Sees to it that the directory is this server's and a spool is open. Whether it is so.
+/// Sees to it that the directory is this server's and a spool is open. Whether it is this server's: if it is and no spool can
+/// be opened, then what is taken from former ones may make the room for it.
 pub fn keep_open(area: &area::Area) -> bool {
     let shared = &area.audit.spool;
-    if shared.held.load(Acquire) != 0 && shared.segment() != 0 {
-        return true;
+    if shared.held.load(Acquire) == 0 || shared.segment() == 0 {
+        let _ = take_directory(area);
     }
-    take_directory(area).is_ok()
+    shared.held.load(Acquire) != 0
+}
+
+/// Gives up what this process holds of the spool. For one that leaves without running destructors.
+pub fn let_go() {
+    if let Ok(area) = area::get() {
+        area.audit.spool.let_go();
+    }
 }
 
 fn take_directory(area: &area::Area) -> Result<(), AppendError> {
@@ -95,8 +103,11 @@ pub fn append(frames: &mut [u8], records: u64, class: Class) -> Result<()> {
     // Not preloaded: there is no vault, and nothing was done.
     let Ok(area) = area::get() else { return Ok(()) };
     let audit = area.audit;
-    if let Some(wait) = log::give_way(audit.spool.size(), config::spool_limit()) {
-        // Too short to be worth an interrupt, and this is after the operation: it is to be recorded.
+    if let Some(wait) = log::give_way(audit.spool.size(), config::spool_limit())
+        && !identity::in_recovery()
+    {
+        // Too short to be worth an interrupt, and this is after the operation: it is to be recorded. A standby's relay takes
+        // nothing, so there is nobody to wait for.
         std::thread::sleep(wait);
     }
     let result = APPENDER.with_borrow_mut(|appender| {
@@ -194,7 +205,7 @@ pub fn write_counted(actor: log::Actor, count: u64) {
 }
 
 fn note(audit: &Audit, error: &AppendError) {
-    if matches!(error, AppendError::Closed) {
+    if matches!(error, AppendError::Closed | AppendError::Stuck) {
         return;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
@@ -225,6 +236,14 @@ fn refused(audit: &Audit, error: &AppendError) -> VaultError {
         AppendError::Io { doing, error } => (
             format!("The audit spool failed at {doing}: {error}."),
             "Make room or repair the directory of hyperion_vault.audit_spool_dir; operations go on by themselves.",
+        ),
+        AppendError::Stuck => (
+            "Another process has kept the audit spool for half a minute.".to_owned(),
+            "See whether the file system of hyperion_vault.audit_spool_dir hangs, or whether somebody has stopped a process of the server.",
+        ),
+        AppendError::Closed if audit.spool.failed_at.load(Relaxed) == 0 => (
+            "The audit spool has just been closed, or was never opened.".to_owned(),
+            "Repeat the operation; see vault.status() and the server log if it fails again.",
         ),
         AppendError::Unfit(_) | AppendError::Closed => (
             last_failure(audit),

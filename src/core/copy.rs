@@ -32,12 +32,8 @@ impl Rows {
     }
 
     /// The number of rows begun.
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.count
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// Begins a row, whose fields are put one after the other. A row with another number of fields than was promised is a
@@ -152,7 +148,7 @@ mod tests {
     fn field(put: impl FnOnce(&mut Row<'_>)) -> Vec<u8> {
         let mut rows = Rows::new(1);
         rows.row(put);
-        assert_eq!(rows.len(), 1);
+        assert_eq!(rows.count(), 1);
         let bytes = rows.finish();
         assert_eq!(bytes[..19], HEADER[..]);
         assert_eq!(bytes[19..21], [0, 1]);

@@ -4,13 +4,14 @@
 //! it keeps what was written to a file. The trap it avoids: SIGBUS, which is what a store gets for which the file system
 //! has no room, or for which there is no file any more. So only files that were written full and brought to disk are
 //! mapped, on file systems that overwrite in place ([`overwrites_in_place`]); nobody but the server's user can shorten
-//! one (mode 0600 in a directory of 0700).
+//! one (mode 0600 in a directory of 0700). What is left: a file of XFS that somebody has cloned (`cp --reflink`) is no longer
+//! written in place; if the disk is full then, too, the server's processes that store into it end, and it restarts.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,13 +37,14 @@ impl Mapped {
 }
 
 impl Staging for Mapped {
-    fn open(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path) -> io::Result<(Self, u64)> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(path)?;
-        if file.metadata()?.len() < STAGING_BYTES as u64 {
+        let metadata = file.metadata()?;
+        if metadata.len() < STAGING_BYTES as u64 {
             // To touch what lies behind its end would kill the process.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -60,7 +62,8 @@ impl Staging for Mapped {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(base.cast()).map(Self).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        let mapped = NonNull::new(base.cast()).map(Self).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok((mapped, metadata.ino()))
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -92,10 +95,10 @@ impl Drop for Mapped {
     }
 }
 
-/// From linux/magic.h: ext2 to ext4, XFS, F2FS, tmpfs. They write again where they wrote before. Others copy on writing
-/// (btrfs, ZFS, bcachefs), ask a server (NFS) or another file system (overlay, FUSE): there a page that once had room may
-/// find none.
-const IN_PLACE: [u32; 4] = [0xef53, 0x5846_5342, 0xf2f5_2010, 0x0102_1994];
+/// From linux/magic.h: ext2 to ext4, XFS, tmpfs. They write again where they wrote before. Others copy on writing (btrfs,
+/// ZFS, bcachefs), keep a log (F2FS), ask a server (NFS) or another file system (overlay, FUSE): there a page that once had
+/// room may find none.
+const IN_PLACE: [u32; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
 /// Whether the file system below a directory overwrites files in place.
 pub fn overwrites_in_place(directory: &Path) -> bool {

@@ -12,7 +12,7 @@ use pgrx::pg_sys::{self, Datum};
 
 use super::secrets::TIMESTAMPTZ;
 use crate::audit::relay::Taken;
-use crate::error::Result;
+use crate::error::{Result, VaultError};
 use crate::pg::copy;
 use crate::pg::memory::with_scratch;
 use crate::pg::spi::{Bind, Spi, Statement};
@@ -138,8 +138,13 @@ impl Writer {
 
     /// Writes what was added, and that the spool has been taken that far.
     pub fn finish(self, taken: Taken) -> Result<()> {
-        if !self.rows.is_empty() {
-            with_scratch(|| copy::binary(c"audit_log", &COLUMNS, &self.rows.finish()))?;
+        let rows = self.rows.count();
+        if rows > 0 {
+            let copied = with_scratch(|| copy::binary(c"audit_log", &COLUMNS, &self.rows.finish()))?;
+            if copied != rows {
+                // A trigger of somebody's that leaves rows out: the position must not go past them.
+                return Err(VaultError::internal(format!("the audit log took {copied} of {rows} rows")));
+            }
         }
         for (id, xid) in self.pending {
             self.spi.run(&AWAIT, &[Bind::Raw(Some(Datum::from(id))), Bind::Text(&xid.to_string())])?;

@@ -14,9 +14,9 @@
 //!
 //! A spool belongs to one life of one server's shared memory: each start, and each restart after a crash, opens a new one
 //! under a fresh random id. So nothing is ever appended to files that this life did not make: not behind a torn tail, and
-//! not to a copy that a base backup, a snapshot or `cp` made. Of older spools, copies among them, the staging buffer is
-//! first put where it belongs; then they are only read, until all they hold is in the table. A record's key is spool id
-//! and position; a copy has the same, so what was relayed once is not relayed again.
+//! not to a copy that a base backup, a snapshot or `cp` made. Older spools, copies among them, are only read, staging buffer
+//! included, until all they hold is in the table. A record's key is spool id and position; a copy has the same, so what was
+//! relayed once is not relayed again.
 //!
 //! # States of a record, and owners
 //!
@@ -30,9 +30,10 @@
 //! - One process at a time appends, writes, and makes the next segment: it holds the lock. So frames lie in the order of
 //!   their positions without gaps, and a segment is closed only after everything staged for it is in its file.
 //! - A frame counts once the buffer's header does, which is stored last: a process that is killed leaves nothing by halves.
-//!   The holder's death (a crash: shared memory is made anew) frees the lock with the mapping it lies in.
+//!   The holder's death (a crash: shared memory is made anew) frees the lock with the mapping it lies in; one that leaves
+//!   by itself in the middle (it ran out of memory) gives it up on its way out.
 //! - What is staged is written at the same place again if that failed: the same bytes, whatever a reader has seen of them.
-//! - A frame that is cut short (a full disk, without a buffer) is followed by whole ones. A reader goes on at the next frame
+//! - A frame that is cut short (a full disk, and no buffer or more than it takes) is followed by whole ones. A reader goes on at the next frame
 //!   whose MAC is right. The MAC is keyed with a random key, so a caller cannot make his secret's name look like a record
 //!   and have it found inside a torn one; and covers the place, so a frame counts nowhere else.
 //! - One server at a time uses a base directory: it holds a lock there (the postmaster, from which all its children
@@ -54,8 +55,7 @@ mod tests;
 pub use denials::{Actor, Denials, Seen, WINDOW_SECS};
 pub use frame::{Frames, LONGEST_FRAME, Next, SpoolKey, push};
 pub use reader::{
-    Part, Segment, Spool, position, remove_segment, remove_spool, rest, segment_exists, settle, size_below,
-    split, spools,
+    Part, Segment, Spool, intact, position, remove_segment, remove_spool, rest, size_below, split, spools,
 };
 pub use record::{Client, Outcome, Record};
 pub use shared::{Held, Shared, Synced};

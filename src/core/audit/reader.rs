@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher24;
 use super::frame::{Frames, Next, SpoolKey};
 use super::shared::Shared;
 use super::spool::O_NOFOLLOW;
-use super::staging::{STAGING, Staged};
+use super::staging::{STAGING, STAGING_BYTES, Staged, Tail};
 use crate::envelope::Id;
 
 pub(super) const IDENTITY: &str = "identity";
@@ -87,8 +87,6 @@ pub struct Spool {
     pub system_id: u64,
     pub created: i64,
     pub segments: Vec<Segment>,
-    /// Whether there is a staging buffer: of a former life, something may be in it that no segment has.
-    pub staging: bool,
     key: [u8; 16],
     directory: PathBuf,
 }
@@ -127,6 +125,33 @@ impl Spool {
         Ok(Some(bytes))
     }
 
+    /// Lays what a former life has left in its staging buffer over the part of a segment that begins at `offset` and has at
+    /// most `most` bytes. A frame that is whole was made for its place, so it is what is or was to be there.
+    fn overlay(&self, segment: u64, offset: u64, most: usize, part: &mut Vec<u8>) -> io::Result<()> {
+        let Some(tail) = Tail::read(&self.directory)?.filter(|tail| tail.staged.segment == segment) else {
+            return Ok(());
+        };
+        tail.each(self.key(), |start, frame| {
+            let (from, to) = (start.max(offset), (start + frame.len() as u64).min(offset + most as u64));
+            let Some(length) = to.checked_sub(from).filter(|length| *length > 0) else { return };
+            let (at, skip, length) = ((from - offset) as usize, (from - start) as usize, length as usize);
+            if part.len() < at + length {
+                part.resize(at + length, 0);
+            }
+            part[at..at + length].copy_from_slice(&frame[skip..skip + length]);
+        });
+        Ok(())
+    }
+
+    /// Where the last record of a segment ends that a former life has left in its staging buffer; 0: none.
+    fn staged_end(&self, segment: u64) -> io::Result<u64> {
+        let mut end = 0;
+        if let Some(tail) = Tail::read(&self.directory)?.filter(|tail| tail.staged.segment == segment) {
+            tail.each(self.key(), |start, frame| end = start + frame.len() as u64);
+        }
+        Ok(end)
+    }
+
     /// Bytes behind a position, as this spool was listed.
     pub fn waiting(&self, position: i64) -> u64 {
         let (segment, offset) = split(position);
@@ -155,10 +180,14 @@ impl Spool {
                 (segment, offset) = (*number, 0);
             }
             let finished = !open || shared.finished(segment);
-            let bytes = self.read(segment, offset, most)?.unwrap_or_default();
+            let mut bytes = self.read(segment, offset, most)?.unwrap_or_default();
+            if !open {
+                self.overlay(segment, offset, most, &mut bytes)?;
+            }
             let last = finished && bytes.len() < most;
             let frames = Frames { key: self.key(), segment, offset, bytes: &bytes };
-            if !bytes.is_empty() && (last || frames.next(0) != Next::End || bytes.len() == most) {
+            // Of one that is not, a part without any frame is left alone: what is there is about to be overwritten.
+            if !bytes.is_empty() && (finished || frames.next(0) != Next::End) {
                 return Ok(Some(Part { bytes, segment, offset, last }));
             }
             if !finished {
@@ -176,7 +205,7 @@ impl Spool {
     pub fn spent(&self, shared: &Shared, open: bool, position: i64) -> io::Result<Vec<Segment>> {
         let (segment, offset) = split(position);
         let mut spent = Vec::new();
-        for Segment { number, .. } in &self.segments {
+        for Segment { number, bytes: listed } in &self.segments {
             if open && !shared.finished(*number) {
                 continue;
             }
@@ -185,8 +214,10 @@ impl Spool {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            if *number < segment || (*number == segment && offset >= bytes) || (bytes == 0 && !open) {
-                spent.push(Segment { number: *number, bytes });
+            let end = if open { bytes } else { bytes.max(self.staged_end(*number)?) };
+            if *number < segment || (*number == segment && offset >= end) || (end == 0 && !open) {
+                // As it was counted: with what the buffer says that it has.
+                spent.push(Segment { number: *number, bytes: if open { bytes } else { bytes.max(*listed) } });
             }
         }
         Ok(spent)
@@ -229,13 +260,17 @@ pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
         let directory = entry.path();
         let identity = fs::read(directory.join(IDENTITY)).ok().and_then(|bytes| Identity::decode(&bytes));
         let Some(identity) = identity.filter(|identity| Some(identity.id) == named) else { continue };
-        let segments = segments(&directory)?;
+        let mut segments = segments(&directory)?;
+        if let Some((staged, _)) = Staged::read(&directory)?
+            && let Some(segment) = segments.iter_mut().find(|segment| segment.number == staged.segment)
+        {
+            segment.bytes = segment.bytes.max(staged.end());
+        }
         found.push(Spool {
             id: identity.id,
             system_id: identity.system_id,
             created: identity.created,
             segments,
-            staging: directory.join(STAGING).exists(),
             key: identity.key.0,
             directory,
         });
@@ -255,67 +290,52 @@ fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
     Ok(found)
 }
 
-/// Bytes in all spools' segments below a base directory.
+/// Bytes in all spools' segments below a base directory, with what is staged for them.
 pub fn size_below(base: &Path) -> u64 {
     spools(base).map_or(0, |spools| {
         spools.iter().flat_map(|spool| &spool.segments).map(|segment| segment.bytes).sum()
     })
 }
 
-/// Appends what a former spool's staging buffer has and its segment has not, and removes the buffer. How many bytes the
-/// spool has grown by. Nobody has that spool open.
-///
-/// How much the segment has is told by its own whole frames: the buffer may be older than it (after the machine's crash), or
-/// have been written to it in part. Doing it twice does nothing the second time.
-pub fn settle(spool: &Spool) -> io::Result<u64> {
-    let path = spool.directory.join(STAGING);
-    let buffer = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        buffer => buffer?,
-    };
-    let mut grown = 0;
-    if let Some((staged, bytes)) = Staged::read(&buffer).filter(|(_, bytes)| !bytes.is_empty()) {
-        let mut file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(O_NOFOLLOW)
-            .open(spool.directory.join(segment_name(staged.segment)))?;
-        let (before, offset) = (file.metadata()?.len(), u64::from(staged.written));
-        file.seek(SeekFrom::Start(offset))?;
-        let mut has = Vec::new();
-        file.read_to_end(&mut has)?;
-        let frames = Frames { key: spool.key(), segment: staged.segment, offset, bytes: &has };
-        let mut at = 0;
-        while let Next::Frame(payload) = frames.next(at) {
-            at = payload.end;
-        }
-        if let Some(rest) = bytes.get(at..) {
-            file.write_all_at(rest, offset + at as u64)?;
-        }
-        file.sync_data()?;
-        grown = file.metadata()?.len().saturating_sub(before);
-    }
-    fs::remove_file(&path)?;
-    Ok(grown)
-}
-
-pub fn segment_exists(base: &Path, spool: Id, segment: u64) -> bool {
-    base.join(spool.to_string()).join(segment_name(segment)).exists()
+/// Whether the open spool's files are those that it was opened with: the current segment, and the staging buffer that
+/// processes have mapped.
+pub fn intact(base: &Path, shared: &Shared) -> bool {
+    let (directory, segment) = (base.join(shared.id().to_string()), shared.segment());
+    let staging = || fs::metadata(directory.join(STAGING)).ok();
+    directory.join(segment_name(segment)).exists()
+        && shared.staging().is_none_or(|inode| {
+            staging().is_some_and(|file| file.ino() == inode && file.len() >= STAGING_BYTES as u64)
+        })
 }
 
 /// Removes a segment. What was there before counts for the caller.
+///
+/// Emptied first: a process that wrote to it may have it open for as long as its session is idle, and would keep its bytes
+/// on the disk.
 pub fn remove_segment(spool: &Spool, segment: u64) -> io::Result<()> {
-    fs::remove_file(spool.directory.join(segment_name(segment)))
+    let path = spool.directory.join(segment_name(segment));
+    let _ = fs::OpenOptions::new().write(true).truncate(true).custom_flags(O_NOFOLLOW).open(&path);
+    fs::remove_file(path)
 }
 
 /// Removes a spool that is not the open one and has no segments left.
 pub fn remove_spool(spool: &Spool) -> io::Result<()> {
-    match fs::remove_file(spool.directory.join(IDENTITY)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        // Fails if anything else is in it, which then stays.
-        _ => fs::remove_dir(&spool.directory),
+    for name in [STAGING, IDENTITY] {
+        match fs::remove_file(spool.directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    // Fails if anything else is in it, which then stays.
+    fs::remove_dir(&spool.directory)
+}
+
+/// Removes former spools that nothing was appended to: where no relay runs, each start of the server would leave one more.
+pub(super) fn remove_empty(base: &Path) {
+    let empty = |spool: &Spool| spool.segments.iter().all(|segment| segment.bytes == 0);
+    for spool in spools(base).unwrap_or_default().iter().filter(|spool| empty(spool)) {
+        // What cannot be removed now is tried again.
+        let removed = spool.segments.iter().try_for_each(|segment| remove_segment(spool, segment.number));
+        let _ = removed.and_then(|()| remove_spool(spool));
     }
 }

@@ -3,6 +3,7 @@
 //! Written by whoever appends and by the relay; all zero is valid and means: no spool is open. See the module for who
 //! owns what. Not under the crate's model checker: what changes together changes under one lock.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Shared {
     pub held: AtomicU32,
     /// Held by who syncs for the others.
     syncing: AtomicU32,
+    /// The inode of the staging buffer; 0: there is none.
+    staging: AtomicU64,
     /// Monotonic milliseconds: not before then is opening tried again.
     retry_at: AtomicU64,
     appending: Appending,
@@ -126,7 +129,8 @@ impl Shared {
 
     /// The right to append, alone. None: it could not be had, which should not happen.
     pub(super) fn lock(&self) -> Option<Locked<'_>> {
-        let take = || Held::take(&self.appending.lock).map(|held| Locked { shared: self, _held: held });
+        let take =
+            || Held::take(&self.appending.lock, APPENDING).map(|held| Locked { shared: self, _held: held });
         let waits = [(SPINS, std::hint::spin_loop as fn()), (YIELDS, std::thread::yield_now)];
         for (times, wait) in waits {
             for _ in 0..times {
@@ -150,26 +154,57 @@ impl Shared {
 
     /// The right to open a spool or to remove one; None if another has it.
     pub fn opening(&self) -> Option<Held<'_>> {
-        Held::take(&self.opening)
+        Held::take(&self.opening, OPENING)
     }
 
     /// The right to sync for all; None if another has it.
     pub fn sync(&self) -> Option<Held<'_>> {
-        Held::take(&self.syncing)
+        Held::take(&self.syncing, SYNCING)
     }
 
-    pub fn synced(&self) -> Synced {
-        Synced(self.synced.load(Acquire))
+    /// Gives up whatever rights the calling process has: for one that leaves without running destructors (FATAL, which is
+    /// also what running out of memory is). What it was changing is whole: everything is told last and in one store.
+    pub fn let_go(&self) {
+        let mine = MINE.replace(0);
+        let words = [(&self.appending.lock, APPENDING), (&self.opening, OPENING), (&self.syncing, SYNCING)];
+        for (word, _) in words.into_iter().filter(|(_, right)| mine & right != 0) {
+            word.store(0, Release);
+        }
     }
 
-    pub fn set_synced(&self, synced: Synced) {
-        self.synced.fetch_max(synced.0, Release);
+    /// The inode of the staging buffer; None: there is none.
+    pub fn staging(&self) -> Option<u64> {
+        Some(self.staging.load(Relaxed)).filter(|inode| *inode != 0)
     }
 
-    /// A new spool is there, with segment 1, and so many bytes in all. Nobody appends: the segment was 0.
-    pub(super) fn opened(&self, locked: &Locked<'_>, id: Id, key: SpoolKey, size: u64) {
+    /// Up to where the spool of a generation is on disk. None: it is not the open one any more.
+    pub fn synced(&self, generation: u64) -> Option<Synced> {
+        // In this order: who opens another spool says that nothing of it is synced before he says that it is another.
+        let synced = Synced(self.synced.load(Acquire));
+        (self.generation() == generation).then_some(synced)
+    }
+
+    /// Under the lock, so that what was synced of one spool is not said of the next.
+    pub(super) fn set_synced(&self, generation: u64, synced: Synced) {
+        if let Some(_locked) = self.lock()
+            && self.generation() == generation
+        {
+            self.synced.fetch_max(synced.0, Release);
+        }
+    }
+
+    /// A new spool is there, with segment 1, its staging buffer's inode, and so many bytes in all. Nobody appends: the
+    /// segment was 0.
+    pub(super) fn opened(
+        &self,
+        locked: &Locked<'_>,
+        (id, key): (Id, SpoolKey),
+        staging: Option<u64>,
+        size: u64,
+    ) {
         store(&self.id, &id.0);
         store(&self.key, &key.0);
+        self.staging.store(staging.unwrap_or(0), Relaxed);
         self.synced.store(0, Relaxed);
         let appending = &locked.shared.appending;
         appending.appended.store(0, Relaxed);
@@ -263,20 +298,35 @@ fn store(words: &[AtomicU64; 2], bytes: &[u8; 16]) {
     }
 }
 
-/// A right that one process at a time has. Held over file operations only, in which no error of the server is raised;
-/// a holder that is killed takes the mapping with it.
-pub struct Held<'a>(&'a AtomicU32);
+/// The rights, as bits.
+const APPENDING: u8 = 1;
+const OPENING: u8 = 2;
+const SYNCING: u8 = 4;
+
+thread_local! {
+    /// Those that this process has (its main thread, and no other).
+    static MINE: Cell<u8> = const { Cell::new(0) };
+}
+
+/// A right that one process at a time has. Held over file operations only, in which no ERROR of the server is raised. Who
+/// leaves in the middle of them gives it up with [`Shared::let_go`]; who is killed takes the mapping with him.
+pub struct Held<'a> {
+    word: &'a AtomicU32,
+    right: u8,
+}
 
 impl<'a> Held<'a> {
-    fn take(word: &'a AtomicU32) -> Option<Self> {
-        // Acquire: pairs with the Release of `drop`. Lazily: a guard that is made and thrown away would give up what
-        // another holds.
-        word.compare_exchange(0, 1, Acquire, Relaxed).is_ok().then(|| Self(word))
+    fn take(word: &'a AtomicU32, right: u8) -> Option<Self> {
+        // Acquire: pairs with the Release of `drop`.
+        word.compare_exchange(0, 1, Acquire, Relaxed).ok()?;
+        MINE.set(MINE.get() | right);
+        Some(Self { word, right })
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.store(0, Release);
+        MINE.set(MINE.get() & !self.right);
+        self.word.store(0, Release);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use super::frame::SpoolKey;
-use super::reader::{IDENTITY, Identity, segment_name, size_below};
+use super::reader::{IDENTITY, Identity, remove_empty, segment_name, size_below};
 use super::shared::{Locked, Shared, Synced};
 use super::staging::{STAGING, STAGING_BYTES, STAGING_HEADER, Staged, Staging};
 use crate::envelope::Id;
@@ -83,8 +83,10 @@ pub enum AppendError {
     Io { doing: &'static str, error: io::Error },
     /// The directory is not fit.
     Unfit(Why),
-    /// No spool is open, and could not be opened moments ago.
+    /// No spool is open, and could not be opened moments ago; or the one in question is not open any more.
     Closed,
+    /// Another process has kept the right to append for far too long.
+    Stuck,
 }
 
 /// Why a directory is not fit.
@@ -124,9 +126,10 @@ impl AppendError {
         }
     }
 
-    /// A file of the spool is not there any more.
+    /// A file of the spool is not there any more, or not the one that it was.
     fn is_loss(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+        let lost = [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];
+        matches!(self, Self::Io { error, .. } if lost.contains(&error.kind()))
     }
 
     pub fn why(&self) -> u32 {
@@ -198,7 +201,7 @@ impl<S: Staging> Appender<S> {
             }
             let appended = self.open(shared, place, generation).and_then(|open| {
                 open.key.seal_all(frames);
-                let locked = shared.lock().ok_or(AppendError::Closed)?;
+                let locked = shared.lock().ok_or(AppendError::Stuck)?;
                 if shared.segment() == 0 || shared.generation() != generation {
                     return Ok(None);
                 }
@@ -237,11 +240,12 @@ impl<S: Staging> Appender<S> {
         place: &Place<'_>,
         appended: &Appended,
     ) -> Result<bool, AppendError> {
-        if shared.synced() >= appended.end && shared.generation() == appended.generation {
+        let synced = || shared.synced(appended.generation);
+        if synced() >= Some(appended.end) {
             return Ok(true);
         }
         let Some(_held) = shared.sync() else { return Ok(false) };
-        if shared.synced() >= appended.end && shared.generation() == appended.generation {
+        if synced() >= Some(appended.end) {
             return Ok(true);
         }
         let mut drained = None;
@@ -252,15 +256,23 @@ impl<S: Staging> Appender<S> {
             Ok(())
         })?;
         // Closed meanwhile: what this is about may be lost with the files.
-        let Some((end, directory)) = drained else { return Err(AppendError::Closed) };
-        for segment in shared.synced().segment().max(1)..=end.segment() {
+        let Some(((end, directory), before)) = drained.zip(synced()) else {
+            return Err(AppendError::Closed);
+        };
+        for segment in before.segment().max(1)..=end.segment() {
             match File::open(directory.join(segment_name(segment))).and_then(|file| file.sync_data()) {
                 // The relay has removed it, which it does when all of it is in the table, on disk.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && segment < end.segment() => {}
-                result => result.map_err(io("syncing"))?,
+                Err(error) => {
+                    // The kernel tells of it once and then takes the pages for clean: nobody may be told later that what
+                    // was in them is on the disk. What was staged and written goes its way as that of a former life.
+                    self.lost(shared, appended.generation);
+                    return Err(AppendError::Io { doing: "syncing", error });
+                }
+                Ok(()) => {}
             }
         }
-        shared.set_synced(end);
+        shared.set_synced(appended.generation, end);
         Ok(true)
     }
 
@@ -276,7 +288,7 @@ impl<S: Staging> Appender<S> {
             return Ok(());
         }
         let done = self.open(shared, place, generation).and_then(|open| {
-            let locked = shared.lock().ok_or(AppendError::Closed)?;
+            let locked = shared.lock().ok_or(AppendError::Stuck)?;
             if shared.segment() == 0 || shared.generation() != generation {
                 return Ok(());
             }
@@ -305,11 +317,13 @@ impl<S: Staging> Appender<S> {
         if self.open.as_ref().is_none_or(|open| open.generation != generation) {
             // Of another generation by now, they are found out to be under the lock.
             let (directory, key) = (directory(place.base, shared.id()), shared.key());
-            let staging = match S::open(&directory.join(STAGING)) {
-                Ok(staging) => Some(staging),
-                Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => None,
-                Err(error) => return Err(AppendError::Io { doing: "opening the staging buffer", error }),
-            };
+            let lost = || io::Error::from(io::ErrorKind::NotFound);
+            let staging = shared.staging().map(|known| match S::open(&directory.join(STAGING)) {
+                // Another file of that name would be staged into by some, and drained by others.
+                Ok((staging, inode)) => (inode == known).then_some(staging).ok_or_else(lost),
+                Err(error) => Err(error),
+            });
+            let staging = staging.transpose().map_err(io("opening the staging buffer"))?;
             self.open = Some(Open { generation, key, directory, staging, file: None });
         }
         self.open.as_mut().ok_or(AppendError::Closed)
@@ -390,12 +404,15 @@ impl<S: Staging> Open<S> {
     }
 }
 
+/// ENOSPC: what a write that got nowhere means.
+const NO_SPACE: i32 = 28;
+
 /// Writes bytes at a place of a file; how many were written.
 fn write_at(file: &File, bytes: &[u8], at: u64) -> (u64, io::Result<()>) {
     let mut wrote = 0;
     while wrote < bytes.len() {
         match file.write_at(&bytes[wrote..], at + wrote as u64) {
-            Ok(0) => return (wrote as u64, Err(io::ErrorKind::WriteZero.into())),
+            Ok(0) => return (wrote as u64, Err(io::Error::from_raw_os_error(NO_SPACE))),
             Ok(more) => wrote += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return (wrote as u64, Err(error)),
@@ -470,33 +487,42 @@ pub fn open_spool(shared: &Shared, place: &Place<'_>) -> Result<(), AppendError>
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|_| AppendError::Unfit(Why::NoRandomness))?;
     let identity = Identity { id, key: SpoolKey(key), system_id: facts.system_id, created: facts.clock };
+    remove_empty(place.base);
     let directory = directory(place.base, id);
     let made = make_spool(&directory, &identity, facts.keeps_blocks);
     if made.is_err() {
         // Nobody knows of it.
         let _ = fs::remove_dir_all(&directory);
-        return made;
     }
+    let staging = made?;
     sync_directory(place.base)?;
     let size = size_below(place.base);
-    let locked = shared.lock().ok_or(AppendError::Closed)?;
-    shared.opened(&locked, id, identity.key, size);
+    let locked = shared.lock().ok_or(AppendError::Stuck)?;
+    shared.opened(&locked, (id, identity.key), staging, size);
     Ok(())
 }
 
-fn make_spool(directory: &Path, identity: &Identity, staging: bool) -> Result<(), AppendError> {
+/// The inode of the staging buffer, if there is one.
+fn make_spool(directory: &Path, identity: &Identity, staging: bool) -> Result<Option<u64>, AppendError> {
     let doing = "making a spool";
     DirBuilder::new().mode(0o700).create(directory).map_err(io(doing))?;
     let file = |name: &str, bytes: &[u8]| {
         let mut file = new_file(&directory.join(name))?;
-        file.write_all(bytes).and_then(|()| file.sync_all())
+        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| file.metadata())
     };
     file(IDENTITY, &identity.encode()).map_err(io(doing))?;
-    if staging {
-        // On disk: so that no page of it asks for room when it is stored into.
-        file(STAGING, &vec![0; STAGING_BYTES]).map_err(io(doing))?;
-    }
-    make_segment(directory, 1)
+    // On disk: so that no page of it asks for room when it is stored into.
+    let buffer = staging.then(|| file(STAGING, &vec![0; STAGING_BYTES])).transpose();
+    let staging = match buffer {
+        // With a disk that is full, the spool is without one: then each record finds room, or is refused.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            fs::remove_file(directory.join(STAGING)).map_err(io(doing))?;
+            None
+        }
+        buffer => buffer.map_err(io(doing))?.map(|file| file.ino()),
+    };
+    make_segment(directory, 1)?;
+    Ok(staging)
 }
 
 /// Makes the base directory if only it is missing, and looks at whether it is the server's own.

@@ -10,15 +10,20 @@
 //! any process and of the server (`kill -9`, a container's end), and not that of the machine.
 //!
 //! Written under the lock of [`super::Shared`]: the bytes first, then the header, in one store for the two lengths. A
-//! process that dies in between leaves bytes that no header counts. The header of a former life tells what never reached
-//! its segment; [`settle`](super::settle) appends it there, and decides by the frames themselves how much of it has.
+//! process that dies in between leaves bytes that no header counts. The header of a former life tells what may never have
+//! reached its segment: a reader lays the frames it finds there over what the segment has ([`Tail`]). Nothing is written for
+//! that, so it takes no room, and there is nothing that could be cut short.
 //!
 //! The traps it avoids: memory that a full disk takes away (a store into a mapping cannot fail, only kill: the file is
 //! written full of zeros before it is mapped, on file systems that keep what they have given, see [`super::Facts`]); bytes of
 //! an earlier filling that a machine's crash left in the place of newer ones (a frame's MAC covers where it lies).
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use super::frame::{Frames, Next, SpoolKey};
 
 /// In the spool's directory.
 pub(super) const STAGING: &str = "staging";
@@ -47,20 +52,69 @@ impl Staged {
         Self { segment, written: (lengths >> 32) as u32, length: lengths as u32 }
     }
 
-    /// From the whole file: with what is staged, if that can be.
-    pub(super) fn read(file: &[u8]) -> Option<(Self, &[u8])> {
-        let (header, bytes) = file.split_at_checked(STAGING_HEADER)?;
-        let word =
-            |at: usize| header.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes);
-        let staged = Self::from_words([word(0)?, word(8)?]);
-        Some((staged, bytes.get(..staged.length as usize)?))
+    /// The header of a file. None: there is no such file, nothing is staged, or it says what cannot be.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<(Self, File)>> {
+        let file = match File::open(directory.join(STAGING)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut header = [0; 16];
+        match file.read_exact_at(&mut header, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        }
+        let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_ne_bytes);
+        let staged = Self::from_words([word(0), word(8)]);
+        let can_be = staged.length > 0 && staged.length as usize <= STAGING_BYTES - STAGING_HEADER;
+        Ok(can_be.then_some((staged, file)))
+    }
+
+    /// Where in the segment the staged bytes end.
+    pub(super) fn end(self) -> u64 {
+        u64::from(self.written) + u64::from(self.length)
+    }
+}
+
+/// What a former life has left in its staging buffer.
+pub(super) struct Tail {
+    pub staged: Staged,
+    bytes: Vec<u8>,
+}
+
+impl Tail {
+    pub fn read(directory: &Path) -> io::Result<Option<Self>> {
+        let Some((staged, file)) = Staged::read(directory)? else { return Ok(None) };
+        let mut bytes = vec![0; staged.length as usize];
+        match file.read_exact_at(&mut bytes, STAGING_HEADER as u64) {
+            // Cut short by somebody: nothing can be told of it.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            read => read.map(|()| Some(Self { staged, bytes })),
+        }
+    }
+
+    /// Calls for each whole frame with where in the segment it begins. Bytes that are none (damaged, or of another filling,
+    /// which a crash of the machine or a copy of a running server's file can leave) are left out.
+    pub fn each(&self, key: SpoolKey, mut f: impl FnMut(u64, &[u8])) {
+        let offset = u64::from(self.staged.written);
+        let frames = Frames { key, segment: self.staged.segment, offset, bytes: &self.bytes };
+        let mut at = 0;
+        loop {
+            match frames.next(at) {
+                Next::Frame(payload) => {
+                    f(offset + at as u64, &self.bytes[at..payload.end]);
+                    at = payload.end;
+                }
+                Next::Torn(range) => at = range.end,
+                Next::End => return,
+            }
+        }
     }
 }
 
 /// The file as one process has it. Whoever calls holds the lock.
 pub trait Staging: Sized {
-    /// The file, which is there, is private and has [`STAGING_BYTES`].
-    fn open(path: &Path) -> io::Result<Self>;
+    /// The file, which is there, is private and has [`STAGING_BYTES`]; its inode.
+    fn open(path: &Path) -> io::Result<(Self, u64)>;
     /// Copies bytes to a place among the staged ones. There is room: `at + bytes.len() <= STAGING_BYTES - STAGING_HEADER`.
     fn put(&mut self, at: usize, bytes: &[u8]);
     /// Makes the header say so, in native byte order; the second word in one store, after everything before.

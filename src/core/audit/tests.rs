@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -63,8 +63,10 @@ struct FileStaging(File);
 type Appender = super::Appender<FileStaging>;
 
 impl Staging for FileStaging {
-    fn open(path: &Path) -> io::Result<Self> {
-        OpenOptions::new().read(true).write(true).open(path).map(Self)
+    fn open(path: &Path) -> io::Result<(Self, u64)> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let inode = file.metadata()?.ino();
+        Ok((Self(file), inode))
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -127,24 +129,36 @@ fn append(appender: &mut Appender, shared: &Shared, place: &Place<'_>, subject: 
     appender.append(shared, place, &mut frame(subject), 1, Class::Needed).unwrap();
 }
 
-/// Subjects of a segment's whole records, and how many stretches of it are none.
+/// Subjects of a segment's whole records, and how many stretches of it are none; as of a former spool.
 fn subjects(spool: &Spool, segment: u64) -> (Vec<String>, usize) {
-    let bytes = spool.read(segment, 0, usize::MAX).unwrap().unwrap();
-    let frames = Frames { key: spool.key(), segment, offset: 0, bytes: &bytes };
-    let (mut at, mut found, mut torn) = (0, Vec::new(), 0);
-    loop {
-        match frames.next(at) {
-            Next::Frame(payload) => {
-                at = payload.end;
-                found.push(Record::decode(&bytes[payload]).unwrap().subject.unwrap().to_owned());
+    let (mut found, mut torn, mut taken) = (Vec::new(), 0, position(segment, 0));
+    // In parts so small that frames lie across their ends.
+    let part = |taken| spool.next_part(&Shared::default(), false, taken, 1500).unwrap();
+    while let Some(Part { bytes, offset, last, .. }) = part(taken).filter(|part| part.segment == segment) {
+        let frames = Frames { key: spool.key(), segment, offset, bytes: &bytes };
+        let mut at = 0;
+        loop {
+            match frames.next(at) {
+                Next::Frame(payload) => {
+                    at = payload.end;
+                    found.push(Record::decode(&bytes[payload]).unwrap().subject.unwrap().to_owned());
+                }
+                Next::Torn(range) => {
+                    at = range.end;
+                    torn += 1;
+                }
+                Next::End if last => {
+                    torn += usize::from(at < bytes.len());
+                    at = bytes.len();
+                    break;
+                }
+                Next::End if at == 0 => panic!("more than a part without a frame"),
+                Next::End => break,
             }
-            Next::Torn(range) => {
-                at = range.end;
-                torn += 1;
-            }
-            Next::End => return (found, torn + usize::from(at < bytes.len())),
         }
+        taken = position(segment, offset + at as u64);
     }
+    (found, torn)
 }
 
 fn only_spool(base: &Path) -> Spool {
@@ -172,7 +186,8 @@ fn what_is_appended_is_read_in_order_and_files_are_private() {
     for i in 0..100 {
         append(&mut appender, &shared, &place, &format!("a/{i}"));
     }
-    assert_eq!(only_spool(&base.base).segments[0].bytes, 0, "no write for a record alone");
+    assert_eq!(fs::metadata(segment_path(&base, 1)).unwrap().len(), 0, "no write for a record alone");
+    assert_eq!(only_spool(&base.base).segments[0].bytes, shared.size(), "but it counts");
     let spool = drained(&shared, &place);
     assert_eq!(spool.id, shared.id());
     assert_eq!((spool.system_id, spool.created), (7, 5));
@@ -209,7 +224,7 @@ fn writers_and_a_reader() {
     let base = Arc::new(Base::new());
     let shared: Arc<Shared> = Arc::from(shared());
     open_spool(&shared, &base.place(MB)).unwrap();
-    assert_eq!(only_spool(&base.base).staging, !UNMAPPED.get());
+    assert_eq!(shared.staging().is_some(), !UNMAPPED.get());
     let done = Arc::new(AtomicBool::new(false));
     // Segments of 128 kB: some twenty of them.
     let writers: Vec<_> = (0..WRITERS)
@@ -365,16 +380,29 @@ fn former_life(base: &Base, subjects: &[&str], written: usize) -> Spool {
     only_spool(&base.base)
 }
 
+fn staging_path(base: &Base) -> PathBuf {
+    segment_path(base, 1).with_file_name("staging")
+}
+
+fn texts(subjects: &[&str]) -> Vec<String> {
+    subjects.iter().map(|subject| (*subject).to_owned()).collect()
+}
+
 #[test]
-fn what_a_former_life_had_staged_is_put_where_it_belongs() {
+fn what_a_former_life_had_staged_is_read_with_its_segment() {
     let base = Base::new();
     let spool = former_life(&base, &["a", "b", "c", "d"], 2);
-    assert_eq!(subjects(&spool, 1).0, ["a", "b"]);
-    assert!(spool.staging);
-    assert_eq!(settle(&spool).unwrap(), 2 * frame("a").len() as u64);
-    assert_eq!(subjects(&spool, 1), (["a", "b", "c", "d"].map(str::to_owned).to_vec(), 0));
-    assert!(!only_spool(&base.base).staging);
-    assert_eq!(settle(&spool).unwrap(), 0);
+    let length = frame("a").len() as u64;
+    assert_eq!(fs::metadata(segment_path(&base, 1)).unwrap().len(), 2 * length);
+    assert_eq!(subjects(&spool, 1), (texts(&["a", "b", "c", "d"]), 0));
+    assert_eq!(size_below(&base.base), 4 * length);
+    // It goes only when all of that is taken.
+    let spent = |offset| spool.spent(&Shared::default(), false, position(1, offset)).unwrap();
+    assert_eq!((spent(2 * length), spent(4 * length - 1)), (vec![], vec![]));
+    assert_eq!(spent(4 * length), [Segment { number: 1, bytes: 4 * length }]);
+    remove_segment(&spool, 1).unwrap();
+    remove_spool(&spool).unwrap();
+    assert_eq!(spools(&base.base).unwrap(), []);
 }
 
 #[test]
@@ -384,54 +412,135 @@ fn of_what_was_being_written_when_life_ended_nothing_is_lost_or_doubled() {
     for cut in 0..=2 * length {
         let base = Base::new();
         let spool = former_life(&base, &["a", "b", "c", "d"], 2);
-        let staged = fs::read(base.base.join(spool.id.to_string()).join("staging")).unwrap();
+        let staged = fs::read(staging_path(&base)).unwrap();
         let mut file = OpenOptions::new().append(true).open(segment_path(&base, 1)).unwrap();
         file.write_all(&staged[STAGING_HEADER..STAGING_HEADER + cut]).unwrap();
-        assert_eq!(settle(&spool).unwrap(), (2 * length - cut) as u64, "{cut}");
-        assert_eq!(subjects(&spool, 1), (["a", "b", "c", "d"].map(str::to_owned).to_vec(), 0), "{cut}");
+        assert_eq!(subjects(&spool, 1), (texts(&["a", "b", "c", "d"]), 0), "{cut}");
     }
 }
 
 #[test]
-fn a_buffer_that_a_crash_of_the_machine_left_behind_the_times_adds_and_destroys_nothing() {
+fn a_buffer_that_a_crash_of_the_machine_left_behind_the_times_adds_and_hides_nothing() {
     let base = Base::new();
     let (shared, place) = (shared(), base.place(64 * MB));
     let mut appender = Appender::default();
     let mut life = |subjects: &[&str]| {
         subjects.iter().for_each(|subject| append(&mut appender, &shared, &place, subject));
-        fs::read(base.base.join(only_spool(&base.base).id.to_string()).join("staging")).unwrap()
+        fs::read(staging_path(&base)).unwrap()
     };
     let early = life(&["a", "b"]);
     drained(&shared, &place);
     let late = life(&["c", "d"]);
     drained(&shared, &place);
-    let spool = only_spool(&base.base);
-    let path = base.base.join(spool.id.to_string()).join("staging");
-    let all = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+    let (spool, path, length) = (only_spool(&base.base), staging_path(&base), frame("a").len());
+    let all = texts(&["a", "b", "c", "d"]);
     for stale in [&early, &late] {
         fs::write(&path, stale).unwrap();
-        assert_eq!(settle(&spool).unwrap(), 0);
         assert_eq!(subjects(&spool, 1), (all.clone(), 0));
     }
-    // The header of the second filling over the bytes of the first, and the segment without its end: what is not there
-    // cannot be had, and what was there before does not come twice.
+    // The header of the second filling over the bytes of the first: what was there before does not come twice, and what is in
+    // the segment is not hidden, whole or with a hole in it.
     let mixed = [&late[..STAGING_HEADER], &early[STAGING_HEADER..]].concat();
-    fs::write(&path, mixed).unwrap();
-    OpenOptions::new()
-        .write(true)
-        .open(segment_path(&base, 1))
-        .unwrap()
-        .set_len(2 * frame("a").len() as u64)
-        .unwrap();
-    settle(&spool).unwrap();
-    assert_eq!(subjects(&spool, 1), (all[..2].to_vec(), 1));
-    // No buffer at all: cut short, or with a length that cannot be.
-    for broken in [&late[..10], &[0xff; 64][..], &[][..]] {
+    fs::write(&path, &mixed).unwrap();
+    assert_eq!(subjects(&spool, 1), (all.clone(), 0));
+    let file = OpenOptions::new().write(true).open(segment_path(&base, 1)).unwrap();
+    file.write_all_at(&vec![0; length], 2 * length as u64).unwrap();
+    assert_eq!(subjects(&spool, 1), (texts(&["a", "b", "d"]), 1));
+    // Nor does the right buffer leave the hole.
+    fs::write(&path, &late).unwrap();
+    assert_eq!(subjects(&spool, 1), (all.clone(), 0));
+    // No buffer at all: cut short, or with a header that cannot be. The spool still ends.
+    file.set_len(2 * length as u64).unwrap();
+    let header = |staged: Staged| [&staged.words().map(u64::to_ne_bytes).concat(), &[0; 48][..]].concat();
+    let beyond = header(Staged { segment: 1, written: 0, length: STAGING_BYTES as u32 });
+    let nowhere = [header(Staged { segment: 77, written: 9, length: 100 }), vec![7; 200]].concat();
+    for broken in [&late[..10], &[0xff; 64][..], &[][..], &beyond, &nowhere] {
         fs::write(&path, broken).unwrap();
-        settle(&spool).unwrap();
-        assert!(!path.exists());
-        assert_eq!(subjects(&spool, 1).0, all[..2]);
+        assert_eq!(subjects(&spool, 1), (all[..2].to_vec(), 0));
+        let taken = position(1, 2 * length as u64);
+        assert_eq!(only_spool(&base.base).spent(&shared, false, taken).unwrap().len(), 1);
     }
+}
+
+#[test]
+fn a_damaged_record_in_the_buffer_costs_itself_only() {
+    let base = Base::new();
+    let spool = former_life(&base, &["a", "b", "c"], 0);
+    let (path, length) = (staging_path(&base), frame("a").len());
+    for (damaged, left) in [(0, ["b", "c"]), (1, ["a", "c"]), (2, ["a", "b"])] {
+        let bytes = fs::read(&path).unwrap();
+        let mut broken = bytes.clone();
+        broken[STAGING_HEADER + damaged * length + length / 2] ^= 1;
+        fs::write(&path, &broken).unwrap();
+        let (found, _) = subjects(&spool, 1);
+        assert_eq!(found, left);
+        // And the spool has an end all the same.
+        let end = if damaged == 2 { 2 } else { 3 } * length as u64;
+        assert_eq!(spool.spent(&Shared::default(), false, position(1, end)).unwrap().len(), 1);
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_buffer_that_is_removed_or_replaced_is_a_loss_and_no_mixture() {
+    for replaced in [false, true] {
+        let (base, shared) = (Base::new(), shared());
+        let place = base.place(64 * MB);
+        let mut appender = Appender::default();
+        append(&mut appender, &shared, &place, "lost");
+        assert!(intact(&base.base, &shared));
+        let (path, generation) = (staging_path(&base), shared.generation());
+        let bytes = fs::read(&path).unwrap();
+        // Kept, so that its inode does not come back.
+        let _kept = File::open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        if replaced {
+            fs::write(&path, bytes).unwrap();
+        }
+        assert!(!intact(&base.base, &shared));
+        // A process that comes to it now neither mixes the two nor is refused: it begins another spool.
+        later();
+        let mut other = Appender::default();
+        append(&mut other, &shared, &place, "new");
+        assert_eq!(shared.generation(), generation + 1);
+        append(&mut appender, &shared, &place, "too");
+        assert_eq!(shared.generation(), generation + 1);
+    }
+}
+
+#[test]
+fn who_leaves_without_destructors_gives_up_his_rights_and_no_others() {
+    let shared: Arc<Shared> = Arc::from(shared());
+    std::mem::forget(shared.lock());
+    std::mem::forget(shared.sync());
+    let other = Arc::clone(&shared);
+    std::thread::spawn(move || {
+        let held = other.opening().unwrap();
+        other.let_go();
+        assert!(other.sync().is_none(), "another's");
+        drop(held);
+    })
+    .join()
+    .unwrap();
+    let opening = shared.opening().unwrap();
+    drop(opening);
+    assert!(shared.sync().is_none());
+    shared.let_go();
+    assert!(shared.sync().is_some() && shared.lock().is_some());
+}
+
+#[test]
+fn lives_in_which_nothing_happened_leave_nothing() {
+    let base = Base::new();
+    let place = base.place(64 * MB);
+    for _ in 0..5 {
+        open_spool(&shared(), &place).unwrap();
+    }
+    assert_eq!(spools(&base.base).unwrap().len(), 1);
+    append(&mut Appender::default(), &shared(), &place, "a");
+    open_spool(&shared(), &place).unwrap();
+    open_spool(&shared(), &place).unwrap();
+    assert_eq!(spools(&base.base).unwrap().len(), 2, "what has only staged something is not empty");
 }
 
 #[test]
@@ -537,8 +646,6 @@ fn each_life_opens_a_spool_of_its_own_and_leaves_the_former_alone() {
     let again = all.iter().find(|spool| spool.id == before.id).unwrap();
     assert_eq!(*again, before);
     Appender::default().drain(&second, &place).unwrap();
-    settle(again).unwrap();
-    second.grow(frame("first").len() as u64);
     assert_eq!(second.size(), size_below(&base.base));
     remove_segment(again, 1).unwrap();
     remove_spool(again).unwrap();
@@ -583,9 +690,9 @@ fn a_spool_that_is_removed_under_the_server_is_replaced() {
     let mut appender = Appender::default();
     append(&mut appender, &shared, &place, "lost");
     let spool = only_spool(&base.base);
-    assert!(segment_exists(&base.base, spool.id, 1));
+    assert!(intact(&base.base, &shared));
     fs::remove_dir_all(base.base.join(spool.id.to_string())).unwrap();
-    assert!(!segment_exists(&base.base, spool.id, 1));
+    assert!(!intact(&base.base, &shared));
     // The relay notices; a process that has no descriptor yet does so by itself.
     later();
     drop(appender);
@@ -605,10 +712,45 @@ fn a_sync_serves_everything_before_it() {
         assert!(!a.sync(&shared, &place, &first).unwrap(), "another is at it");
     }
     assert!(b.sync(&shared, &place, &second).unwrap());
-    let done = shared.synced();
-    let _held = shared.sync().unwrap();
-    assert!(a.sync(&shared, &place, &first).unwrap(), "the second's sync covers the first");
-    assert_eq!(shared.synced(), done);
+    let done = shared.synced(shared.generation());
+    assert_eq!(done, Some(Synced::new(1, 2 * frame("1").len() as u64)));
+    {
+        let _held = shared.sync().unwrap();
+        assert!(a.sync(&shared, &place, &first).unwrap(), "the second's sync covers the first");
+    }
+    assert_eq!(shared.synced(shared.generation()), done);
+    // What is in an earlier segment by now is covered as well, and one that the relay has removed is no hindrance.
+    let mut third = Vec::new();
+    for segment in 2..5 {
+        third.push(a.append(&shared, &place, &mut frame("3"), 1, Class::Needed).unwrap());
+        a.close_segment(&shared, &place).unwrap();
+        assert_eq!(shared.segment(), segment);
+    }
+    remove_segment(&only_spool(&base.base), 2).unwrap();
+    assert!(a.sync(&shared, &place, &third[0]).unwrap());
+    assert_eq!(shared.synced(shared.generation()), Some(Synced::new(4, 0)));
+    // Of a spool that is gone nothing is said to be on disk, and nothing of it is said of the next.
+    let (generation, lost) = (shared.generation(), &third[2]);
+    shared.close(generation);
+    later();
+    append(&mut b, &shared, &place, "new");
+    assert!(a.sync(&shared, &place, lost).is_err());
+    shared.set_synced(generation, Synced::new(9, 9));
+    assert_eq!(shared.synced(shared.generation()), Some(Synced::new(0, 0)));
+    assert_eq!(shared.synced(generation), None);
+}
+
+#[test]
+fn a_segment_that_is_removed_takes_no_room_whoever_has_it_open() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let mut appender = Appender::default();
+    append(&mut appender, &shared, &place, "a");
+    appender.close_segment(&shared, &place).unwrap();
+    let open = File::open(segment_path(&base, 1)).unwrap();
+    assert!(open.metadata().unwrap().len() > 0);
+    remove_segment(&only_spool(&base.base), 1).unwrap();
+    assert_eq!(open.metadata().unwrap().len(), 0);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use super::{log, segments, settle, status};
 use hyperion_vault_tests::threads::clients_at_once;
 use hyperion_vault_tests::{
-    Ask, Client, Cluster, PATIENCE, SIGCONT, SIGSTOP, StopMode, assert_contains, backend_pid, sqlstate,
-    wait_for,
+    Ask, Client, Cluster, PATIENCE, SIGCONT, SIGKILL, SIGSTOP, StopMode, assert_contains, backend_pid,
+    sqlstate, wait_for,
 };
 use std::os::unix::fs::PermissionsExt;
 
@@ -158,25 +158,8 @@ fn limit_file_size(cluster: &Cluster, pid: i32, limit: &str) {
 
 #[test]
 fn a_full_disk_refuses_and_heals() {
-    // A file system of its own takes root; without, the test above shows the same through the kernel's size limit.
-    if hyperion_vault_tests::effective_uid() != 0 {
-        println!("not root: no file system can be mounted");
-        return;
-    }
-    let outside = tempfile::tempdir_in("/tmp").unwrap();
-    std::fs::set_permissions(outside.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let mount = outside.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    let run = |args: &[&str]| {
-        std::process::Command::new(args[0]).args(&args[1..]).status().is_ok_and(|s| s.success())
-    };
-    let path = mount.to_str().unwrap();
-    if !run(&["mount", "-t", "tmpfs", "-o", "size=512k,mode=755", "tmpfs", path]) {
-        println!("may not mount");
-        return;
-    }
-    let _unmount = Unmount(path.to_owned());
-    let spool = mount.join("audit");
+    let Some(disk) = Disk::new("tmpfs", Some("512k")) else { return };
+    let spool = disk.path().join("audit");
     let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", spool.to_str().unwrap()).start();
     // The directory is made once it can be.
     let vault = cluster.vault();
@@ -196,7 +179,7 @@ fn a_full_disk_refuses_and_heals() {
     sqlstate!(app.try_ask(READ), "58030");
     cluster.kill(relay, SIGCONT);
     // Room comes back as soon as somebody makes some: what was staged is written once more where it was cut off.
-    assert!(run(&["mount", "-o", "remount,size=8m,mode=755", path]));
+    disk.grow("8m");
     assert_eq!(app.ask(READ), "the value");
     let found = log(&cluster, "id", "session_role = 'app' AND outcome = 'ok'").lines().count();
     assert_eq!(found, reads + 1, "each value that was given out has its record, and nothing else has");
@@ -205,13 +188,82 @@ fn a_full_disk_refuses_and_heals() {
     cluster.stop(StopMode::Fast);
 }
 
-/// Undoes a mount at the end of a test.
-pub struct Unmount(pub String);
+#[test]
+fn a_spool_that_fills_its_disk_is_taken_after_a_restart_that_has_no_room_for_another() {
+    let Some(disk) = Disk::new("tmpfs", Some("512k")) else { return };
+    let spool = disk.path().join("audit");
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", spool.to_str().unwrap()).start();
+    cluster.make_server_directory(&spool);
+    let vault = cluster.vault();
+    let mut ops = vault.ops();
+    wait_for("the spool to be opened", PATIENCE, || {
+        ops.try_ask("SELECT vault.put_secret('a', 'the value')").is_ok()
+    });
+    settle(&cluster);
+    let relay = cluster.pid_of("hyperion_vault relay");
+    cluster.kill(relay, SIGSTOP);
+    let (reads, _) = read_until_refused(&mut vault.app(), 10_000);
+    // Not a byte is left, and nothing but what the relay removes will make room.
+    let rest = disk.path().join("rest");
+    let _ = std::fs::write(&rest, vec![1; 512 << 10]);
+    cluster.kill_and_wait(relay, SIGKILL);
+    cluster.wait_ready();
+    let mut app = vault.app();
+    wait_for("reads to go on", PATIENCE, || app.try_ask(READ).is_ok());
+    let found = log(&cluster, "id", "session_role = 'app' AND outcome = 'ok'").lines().count();
+    assert_eq!(found, reads + 1);
+    drop((app, ops));
+    cluster.stop(StopMode::Fast);
+}
 
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").args(["--lazy", &self.0]).status();
+/// A file system of a test's own, which takes root; gone at its end.
+pub struct Disk {
+    mount: std::path::PathBuf,
+    _parent: tempfile::TempDir,
+}
+
+impl Disk {
+    /// None: this cannot be had here; what it shows is then not shown.
+    pub fn new(kind: &str, size: Option<&str>) -> Option<Self> {
+        if hyperion_vault_tests::effective_uid() != 0 {
+            println!("not root: no file system can be mounted");
+            return None;
+        }
+        let parent = tempfile::tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(parent.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mount = parent.path().join("disk");
+        std::fs::create_dir(&mount).unwrap();
+        let options = size.map_or_else(|| "mode=755".to_owned(), |size| format!("mode=755,size={size}"));
+        let mounted = run(&["mount", "-t", kind, "-o", &options, kind, mount.to_str().unwrap()]);
+        if !mounted {
+            println!("may not mount");
+            return None;
+        }
+        Some(Self { mount, _parent: parent })
     }
+
+    pub fn path(&self) -> &std::path::Path {
+        &self.mount
+    }
+
+    fn grow(&self, size: &str) {
+        assert!(run(&[
+            "mount",
+            "-o",
+            &format!("remount,mode=755,size={size}"),
+            self.mount.to_str().unwrap()
+        ]));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        run(&["umount", "--lazy", self.mount.to_str().unwrap()]);
+    }
+}
+
+fn run(command: &[&str]) -> bool {
+    std::process::Command::new(command[0]).args(&command[1..]).status().is_ok_and(|status| status.success())
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Spools on the disk: whose they are, copies, damage, another place.
 
-use super::full::Unmount;
+use super::full::Disk;
 use super::{log, segments, settle, staging, status};
 use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGKILL, SIGSTOP, StopMode, sqlstate, wait_for};
 use std::io::Write;
@@ -135,24 +135,9 @@ fn what_is_staged_outlives_the_server() {
 
 #[test]
 fn where_files_are_not_mapped_records_are_written_one_by_one() {
-    // Takes a mount, and so root.
-    if hyperion_vault_tests::effective_uid() != 0 {
-        println!("not root: no file system can be mounted");
-        return;
-    }
-    let outside = tempfile::tempdir_in("/tmp").unwrap();
-    std::fs::set_permissions(outside.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let mount = outside.path().join("other");
-    std::fs::create_dir(&mount).unwrap();
-    let path = mount.to_str().unwrap();
     // Not one of those that are known to overwrite in place.
-    let mounted = Command::new("mount").args(["-t", "ramfs", "-o", "mode=755", "ramfs", path]).status();
-    if !mounted.is_ok_and(|status| status.success()) {
-        println!("may not mount");
-        return;
-    }
-    let _unmount = Unmount(path.to_owned());
-    let base = mount.join("audit");
+    let Some(disk) = Disk::new("ramfs", None) else { return };
+    let base = disk.path().join("audit");
     let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", base.to_str().unwrap()).start();
     cluster.make_server_directory(&base);
     let vault = cluster.vault();
@@ -193,6 +178,15 @@ fn a_spool_that_is_removed_under_the_server_is_noticed_and_replaced() {
     wait_for("a new spool", PATIENCE, || app.try_ask("SELECT vault.read_secret('a')").is_ok());
     assert_eq!(log(&cluster, "outcome", "session_role = 'app'"), "ok\nok");
     assert_eq!(segments(&base).len(), 1);
+    // The staging file alone, which sessions have mapped: what they put into it now would be nowhere.
+    let mark = cluster.log_mark();
+    std::fs::remove_file(staging(&base)).unwrap();
+    cluster.wait_for_log(mark, "or its staging file", PATIENCE);
+    wait_for("a new spool", PATIENCE, || app.try_ask("SELECT vault.read_secret('a')").is_ok());
+    wait_for("the former one to go", PATIENCE, || segments(&base).len() == 1);
+    assert!(staging(&base).exists());
+    assert_eq!(vault.app().ask("SELECT vault.read_secret('a')"), "v");
+    assert_eq!(log(&cluster, "outcome", "session_role = 'app'"), "ok\nok\nok\nok");
 }
 
 #[test]
