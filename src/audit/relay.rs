@@ -116,12 +116,18 @@ impl Relay {
         let spools = log::spools(base).map_err(|e| unreadable(&e))?;
         notice_loss(area, base);
         self.load(&spools)?;
+        let mut unread = None;
         for spool in &spools {
             let from = self.taken(spool);
             let open = is_open(area, spool);
-            let part = spool
-                .next_part(&area.audit.spool, open, from.position, BATCH_BYTES)
-                .map_err(|e| unreadable(&e))?;
+            let part = match spool.next_part(&area.audit.spool, open, from.position, BATCH_BYTES) {
+                Err(error) if !open => {
+                    // Of a former life: the others are not to wait for it.
+                    unread = Some(error);
+                    continue;
+                }
+                part => part.map_err(|e| unreadable(&e))?,
+            };
             if open != is_open(area, spool) {
                 // It was being opened, or has been closed: what was read of it may be the half of something.
                 return Ok(Duration::ZERO);
@@ -135,6 +141,7 @@ impl Relay {
                 // as hundreds of records.
                 let all = !part.last && part.bytes.len() < BATCH_BYTES && spools.last() == Some(spool);
                 if all {
+                    told(unread)?;
                     self.caught_up(area, before, drained)?;
                 }
                 let waiting = spools.iter().map(|spool| spool.waiting(self.taken(spool).position)).sum();
@@ -144,6 +151,7 @@ impl Relay {
             self.remove(area, spool, from)?;
         }
         self.publish(area, &spools);
+        told(unread)?;
         self.caught_up(area, before, drained)?;
         Ok(PAUSE)
     }
@@ -178,11 +186,8 @@ impl Relay {
     fn remove(&self, area: &Area, spool: &Spool, taken: Taken) -> Result<()> {
         let shared = &area.audit.spool;
         // A spool that is just being opened looks like a former one that is empty: not while anybody is at that.
-        let opening = shared.opening();
+        let Some(_opening) = shared.opening() else { return Ok(()) };
         let open = is_open(area, spool);
-        if !open && opening.is_none() {
-            return Ok(());
-        }
         let mut left = spool.segments.len();
         for Segment { number, bytes } in
             spool.spent(shared, open, taken.position).map_err(|e| unreadable(&e))?
@@ -192,7 +197,7 @@ impl Relay {
             left -= 1;
         }
         if left == 0 && !open {
-            // What else may lie in it is not ours to remove; it then stays, and costs a look a turn.
+            // Is looked at anew there. What else may lie in it is not ours to remove; it then stays, and costs a look a turn.
             let _ = log::remove_spool(spool);
         }
         Ok(())
@@ -239,6 +244,11 @@ impl Relay {
         let average = f64::from_bits(cell.load(Relaxed));
         cell.store((average + (rate - average) * weight).to_bits(), Relaxed);
     }
+}
+
+/// What could not be read, once nothing else is to be done.
+fn told(unread: Option<std::io::Error>) -> Result<()> {
+    unread.map_or(Ok(()), |error| Err(unreadable(&error)))
 }
 
 fn unreadable(error: &std::io::Error) -> VaultError {

@@ -61,10 +61,10 @@ pub fn open() {
 /// be opened, then what is taken from former ones may make the room for it.
 pub fn keep_open(area: &area::Area) -> bool {
     let shared = &area.audit.spool;
-    if shared.held.load(Acquire) == 0 || shared.segment() == 0 {
-        let _ = take_directory(area);
-    }
-    shared.held.load(Acquire) != 0
+    let unfit = (shared.held.load(Acquire) == 0 || shared.segment() == 0)
+        && matches!(take_directory(area), Err(AppendError::Unfit(_)));
+    // A directory that others may write to is not read either: what lies there may be theirs.
+    !unfit && shared.held.load(Acquire) != 0
 }
 
 /// Gives up what this process holds of the spool. For one that leaves without running destructors.

@@ -4,6 +4,7 @@
 //! what is not one: only names and contents that this code made are touched. And what is known of files that others write
 //! to: it is out of date by the time it is acted upon, unless nobody can write any more.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -125,42 +126,20 @@ impl Spool {
         Ok(Some(bytes))
     }
 
-    /// Lays what a former life has left in its staging buffer over the part of a segment that begins at `offset` and has at
-    /// most `most` bytes. A frame that is whole was made for its place, so it is what is or was to be there.
-    fn overlay(&self, segment: u64, offset: u64, most: usize, part: &mut Vec<u8>) -> io::Result<()> {
-        let Some(tail) = Tail::read(&self.directory)?.filter(|tail| tail.staged.segment == segment) else {
-            return Ok(());
-        };
-        tail.each(self.key(), |start, frame| {
-            let (from, to) = (start.max(offset), (start + frame.len() as u64).min(offset + most as u64));
-            let Some(length) = to.checked_sub(from).filter(|length| *length > 0) else { return };
-            let (at, skip, length) = ((from - offset) as usize, (from - start) as usize, length as usize);
-            if part.len() < at + length {
-                part.resize(at + length, 0);
-            }
-            part[at..at + length].copy_from_slice(&frame[skip..skip + length]);
-        });
-        Ok(())
-    }
-
-    /// Where the last record of a segment ends that a former life has left in its staging buffer; 0: none.
-    fn staged_end(&self, segment: u64) -> io::Result<u64> {
-        let mut end = 0;
-        if let Some(tail) = Tail::read(&self.directory)?.filter(|tail| tail.staged.segment == segment) {
-            tail.each(self.key(), |start, frame| end = start + frame.len() as u64);
-        }
-        Ok(end)
-    }
-
     /// Bytes behind a position, as this spool was listed.
     pub fn waiting(&self, position: i64) -> u64 {
         let (segment, offset) = split(position);
         let left = self.segments.iter().map(|s| match s.number.cmp(&segment) {
-            std::cmp::Ordering::Less => 0,
-            std::cmp::Ordering::Equal => s.bytes.saturating_sub(offset),
-            std::cmp::Ordering::Greater => s.bytes,
+            Ordering::Less => 0,
+            Ordering::Equal => s.bytes.saturating_sub(offset),
+            Ordering::Greater => s.bytes,
         });
         left.sum()
+    }
+
+    /// What a former life has left in its staging buffer for this segment, if it does.
+    fn tail(&self, segment: u64) -> io::Result<Option<Tail>> {
+        Tail::read(&self.directory, segment, self.key())
     }
 
     /// What lies behind a position, up to `most` bytes of it. None: nothing as yet. `open`: the spool that is written to.
@@ -180,14 +159,29 @@ impl Spool {
                 (segment, offset) = (*number, 0);
             }
             let finished = !open || shared.finished(segment);
-            let mut bytes = self.read(segment, offset, most)?.unwrap_or_default();
-            if !open {
-                self.overlay(segment, offset, most, &mut bytes)?;
+            let tail = if open { None } else { self.tail(segment)? };
+            let read = |offset| -> io::Result<(Vec<u8>, bool)> {
+                let mut bytes = self.read(segment, offset, most)?.unwrap_or_default();
+                if let Some(tail) = &tail {
+                    tail.lay_over(offset, most, &mut bytes);
+                }
+                let frames = Frames { key: self.key(), segment, offset, bytes: &bytes };
+                let some = frames.next(0) != Next::End;
+                Ok((bytes, some))
+            };
+            let (mut bytes, mut some) = read(offset)?;
+            // The segment ends long before what was staged for it begins (after the machine's crash, or in a copy).
+            if !some
+                && bytes.len() < most
+                && let Some(beyond) = tail.as_ref().and_then(|tail| tail.next(offset))
+            {
+                offset = beyond;
+                (bytes, some) = read(offset)?;
             }
-            let last = finished && bytes.len() < most;
-            let frames = Frames { key: self.key(), segment, offset, bytes: &bytes };
+            let end = tail.as_ref().map_or(0, Tail::end);
+            let last = finished && bytes.len() < most && offset + bytes.len() as u64 >= end;
             // Of one that is not, a part without any frame is left alone: what is there is about to be overwritten.
-            if !bytes.is_empty() && (finished || frames.next(0) != Next::End) {
+            if !bytes.is_empty() && (finished || some) {
                 return Ok(Some(Part { bytes, segment, offset, last }));
             }
             if !finished {
@@ -214,10 +208,21 @@ impl Spool {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            let end = if open { bytes } else { bytes.max(self.staged_end(*number)?) };
-            if *number < segment || (*number == segment && offset >= end) || (end == 0 && !open) {
-                // As it was counted: with what the buffer says that it has.
-                spent.push(Segment { number: *number, bytes: if open { bytes } else { bytes.max(*listed) } });
+            // As it was counted: with what the buffer says that it has.
+            let counted = if open { bytes } else { bytes.max(*listed) };
+            // The buffer is only looked into where it decides.
+            let is_spent = match number.cmp(&segment) {
+                Ordering::Less => true,
+                Ordering::Equal if offset < bytes => false,
+                Ordering::Greater if open || bytes > 0 => false,
+                Ordering::Equal if open => true,
+                reached => {
+                    let end = self.tail(*number)?.map_or(0, |tail| tail.end());
+                    if reached == Ordering::Equal { offset >= end } else { end == 0 }
+                }
+            };
+            if is_spent {
+                spent.push(Segment { number: *number, bytes: counted });
             }
         }
         Ok(spent)
@@ -260,11 +265,13 @@ pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
         let directory = entry.path();
         let identity = fs::read(directory.join(IDENTITY)).ok().and_then(|bytes| Identity::decode(&bytes));
         let Some(identity) = identity.filter(|identity| Some(identity.id) == named) else { continue };
-        let mut segments = segments(&directory)?;
-        if let Some((staged, _)) = Staged::read(&directory)?
+        // It may go at any moment, as a former one does, or one that could not be made.
+        let Some(mut segments) = there(segments(&directory))? else { continue };
+        // What cannot be told of the buffer does not keep the others from being taken.
+        if let Ok(Some((staged, _))) = Staged::read(&directory)
             && let Some(segment) = segments.iter_mut().find(|segment| segment.number == staged.segment)
         {
-            segment.bytes = segment.bytes.max(staged.end());
+            segment.bytes = segment.bytes.max(staged.end().min(segment.bytes + STAGING_BYTES as u64));
         }
         found.push(Spool {
             id: identity.id,
@@ -279,12 +286,21 @@ pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
     Ok(found)
 }
 
+/// None: it is not there any more.
+fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let Some(number) = entry.file_name().to_str().and_then(segment_number) else { continue };
-        found.push(Segment { number, bytes: entry.metadata()?.len() });
+        let Some(metadata) = there(entry.metadata())? else { continue };
+        found.push(Segment { number, bytes: metadata.len() });
     }
     found.sort_by_key(|segment| segment.number);
     Ok(found)
@@ -318,8 +334,12 @@ pub fn remove_segment(spool: &Spool, segment: u64) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Removes a spool that is not the open one and has no segments left.
+/// Removes a spool that is not the open one, if it has no segments. Nobody is opening one meanwhile.
 pub fn remove_spool(spool: &Spool) -> io::Result<()> {
+    // Not as it was listed: it may have been the open one then, and had another segment since.
+    if !segments(&spool.directory)?.is_empty() {
+        return Ok(());
+    }
     for name in [STAGING, IDENTITY] {
         match fs::remove_file(spool.directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

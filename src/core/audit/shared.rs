@@ -48,6 +48,8 @@ pub struct Shared {
     appending: Appending,
     /// [`Synced`]: everything before it is on disk.
     synced: AtomicU64,
+    /// The generation of a spool of which something could not be brought to disk; 0: none.
+    broken: AtomicU64,
     /// Appends that failed since the server started.
     pub failed: AtomicU64,
     /// Unix seconds and errno (0: the limit) of the last failure.
@@ -177,11 +179,16 @@ impl Shared {
         Some(self.staging.load(Relaxed)).filter(|inode| *inode != 0)
     }
 
-    /// Up to where the spool of a generation is on disk. None: it is not the open one any more.
+    /// From now on nothing of this spool is said to be on disk. Without the lock, which may not be to be had.
+    pub(super) fn set_broken(&self, generation: u64) {
+        self.broken.fetch_max(generation, Release);
+    }
+
+    /// Up to where the spool of a generation is on disk. None: it is not the open one any more, or has failed at that.
     pub fn synced(&self, generation: u64) -> Option<Synced> {
         // In this order: who opens another spool says that nothing of it is synced before he says that it is another.
         let synced = Synced(self.synced.load(Acquire));
-        (self.generation() == generation).then_some(synced)
+        (self.generation() == generation && self.broken.load(Acquire) != generation).then_some(synced)
     }
 
     /// Under the lock, so that what was synced of one spool is not said of the next.

@@ -260,16 +260,17 @@ impl<S: Staging> Appender<S> {
             return Err(AppendError::Closed);
         };
         for segment in before.segment().max(1)..=end.segment() {
-            match File::open(directory.join(segment_name(segment))).and_then(|file| file.sync_data()) {
+            let file = match File::open(directory.join(segment_name(segment))) {
                 // The relay has removed it, which it does when all of it is in the table, on disk.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && segment < end.segment() => {}
-                Err(error) => {
-                    // The kernel tells of it once and then takes the pages for clean: nobody may be told later that what
-                    // was in them is on the disk. What was staged and written goes its way as that of a former life.
-                    self.lost(shared, appended.generation);
-                    return Err(AppendError::Io { doing: "syncing", error });
-                }
-                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound && segment < end.segment() => continue,
+                file => file.map_err(io("syncing"))?,
+            };
+            if let Err(error) = file.sync_data() {
+                // The kernel tells of it once and then takes the pages for clean: nobody may be told later that what was in
+                // them is on the disk. What was staged and written goes its way as that of a former life.
+                shared.set_broken(appended.generation);
+                self.lost(shared, appended.generation);
+                return Err(AppendError::Io { doing: "syncing", error });
             }
         }
         shared.set_synced(appended.generation, end);

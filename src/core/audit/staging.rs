@@ -75,38 +75,63 @@ impl Staged {
     }
 }
 
-/// What a former life has left in its staging buffer.
+/// What a former life has left in its staging buffer: where its whole frames lie. Bytes that are none (damaged, or of another
+/// filling, which a crash of the machine or a copy of a running server's file can leave) are left out.
 pub(super) struct Tail {
-    pub staged: Staged,
-    bytes: Vec<u8>,
+    /// Where in the segment each frame begins, and what it is; in order, never empty.
+    frames: Vec<(u64, Vec<u8>)>,
 }
 
 impl Tail {
-    pub fn read(directory: &Path) -> io::Result<Option<Self>> {
-        let Some((staged, file)) = Staged::read(directory)? else { return Ok(None) };
+    /// None: nothing is staged for this segment.
+    pub fn read(directory: &Path, segment: u64, key: SpoolKey) -> io::Result<Option<Self>> {
+        let Some((staged, file)) = Staged::read(directory)?.filter(|(staged, _)| staged.segment == segment)
+        else {
+            return Ok(None);
+        };
         let mut bytes = vec![0; staged.length as usize];
         match file.read_exact_at(&mut bytes, STAGING_HEADER as u64) {
             // Cut short by somebody: nothing can be told of it.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            read => read.map(|()| Some(Self { staged, bytes })),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
         }
-    }
-
-    /// Calls for each whole frame with where in the segment it begins. Bytes that are none (damaged, or of another filling,
-    /// which a crash of the machine or a copy of a running server's file can leave) are left out.
-    pub fn each(&self, key: SpoolKey, mut f: impl FnMut(u64, &[u8])) {
-        let offset = u64::from(self.staged.written);
-        let frames = Frames { key, segment: self.staged.segment, offset, bytes: &self.bytes };
-        let mut at = 0;
+        let offset = u64::from(staged.written);
+        let whole = Frames { key, segment, offset, bytes: &bytes };
+        let (mut frames, mut at) = (Vec::new(), 0);
         loop {
-            match frames.next(at) {
+            match whole.next(at) {
                 Next::Frame(payload) => {
-                    f(offset + at as u64, &self.bytes[at..payload.end]);
+                    frames.push((offset + at as u64, bytes[at..payload.end].to_vec()));
                     at = payload.end;
                 }
                 Next::Torn(range) => at = range.end,
-                Next::End => return,
+                Next::End => break,
             }
+        }
+        Ok((!frames.is_empty()).then_some(Self { frames }))
+    }
+
+    /// Where in the segment the last frame ends.
+    pub fn end(&self) -> u64 {
+        self.frames.last().map_or(0, |(start, frame)| start + frame.len() as u64)
+    }
+
+    /// Where the first frame begins that is not before this place.
+    pub fn next(&self, offset: u64) -> Option<u64> {
+        self.frames.iter().map(|(start, _)| *start).find(|start| *start >= offset)
+    }
+
+    /// Lays the frames over the part of the segment that begins at `offset` and has at most `most` bytes. A frame that is whole
+    /// was made for its place, so it is what is or was to be there.
+    pub fn lay_over(&self, offset: u64, most: usize, part: &mut Vec<u8>) {
+        for (start, frame) in &self.frames {
+            let (from, to) = ((*start).max(offset), (start + frame.len() as u64).min(offset + most as u64));
+            let Some(length) = to.checked_sub(from).filter(|length| *length > 0) else { continue };
+            let (at, skip, length) = ((from - offset) as usize, (from - start) as usize, length as usize);
+            if part.len() < at + length {
+                part.resize(at + length, 0);
+            }
+            part[at..at + length].copy_from_slice(&frame[skip..skip + length]);
         }
     }
 }

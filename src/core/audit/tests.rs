@@ -463,6 +463,61 @@ fn a_buffer_that_a_crash_of_the_machine_left_behind_the_times_adds_and_hides_not
 }
 
 #[test]
+fn a_segment_that_ends_long_before_its_buffer_begins_is_taken_to_the_end() {
+    let base = Base::new();
+    let (shared, place) = (shared(), base.place(64 * MB));
+    let mut appender = Appender::default();
+    let length = frame("0000").len() as u64;
+    let name = |i: usize| format!("{i:04}");
+    // Far more than `subjects` looks at at once.
+    for i in 0..3000 {
+        append(&mut appender, &shared, &place, &name(i));
+    }
+    appender.drain(&shared, &place).unwrap();
+    append(&mut appender, &shared, &place, "tail");
+    append(&mut appender, &shared, &place, "end.");
+    let (spool, path) = (only_spool(&base.base), segment_path(&base, 1));
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    for left in [2 * length, length + 7, 0] {
+        file.set_len(left).unwrap();
+        let mut expected: Vec<_> = (0..(left / length) as usize).map(name).collect();
+        expected.extend(texts(&["tail", "end."]));
+        let (found, _) = subjects(&spool, 1);
+        assert_eq!(found, expected, "{left}");
+        let spent = |offset| spool.spent(&Shared::default(), false, position(1, offset)).unwrap().len();
+        assert_eq!((spent(3001 * length), spent(3002 * length)), (0, 1));
+        assert!(size_below(&base.base) < left + MB, "what is not there is not counted");
+    }
+}
+
+#[test]
+fn a_spool_that_has_got_another_segment_is_not_removed_as_it_was_listed() {
+    let (base, shared) = (Base::new(), shared());
+    let place = base.place(64 * MB);
+    let mut appender = Appender::default();
+    append(&mut appender, &shared, &place, "a");
+    let spool = drained(&shared, &place);
+    appender.close_segment(&shared, &place).unwrap();
+    append(&mut appender, &shared, &place, "b");
+    shared.close(shared.generation());
+    remove_segment(&spool, 1).unwrap();
+    remove_spool(&spool).unwrap();
+    assert_eq!(subjects(&only_spool(&base.base), 2).0, ["b"]);
+}
+
+#[test]
+fn a_buffer_that_cannot_be_read_is_its_spools_trouble_alone() {
+    let base = Base::new();
+    let broken = former_life(&base, &["a"], 0);
+    let path = staging_path(&base);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    append(&mut Appender::default(), &shared(), &base.place(64 * MB), "b");
+    assert_eq!(spools(&base.base).unwrap().len(), 2);
+    assert!(broken.next_part(&Shared::default(), false, 0, 4096).is_err());
+}
+
+#[test]
 fn a_damaged_record_in_the_buffer_costs_itself_only() {
     let base = Base::new();
     let spool = former_life(&base, &["a", "b", "c"], 0);
@@ -736,8 +791,13 @@ fn a_sync_serves_everything_before_it() {
     append(&mut b, &shared, &place, "new");
     assert!(a.sync(&shared, &place, lost).is_err());
     shared.set_synced(generation, Synced::new(9, 9));
+    shared.set_broken(generation);
     assert_eq!(shared.synced(shared.generation()), Some(Synced::new(0, 0)));
     assert_eq!(shared.synced(generation), None);
+    // Nor is anything said of one that could not be brought to disk.
+    let last = a.append(&shared, &place, &mut frame("4"), 1, Class::Needed).unwrap();
+    shared.set_broken(shared.generation());
+    assert!(a.sync(&shared, &place, &last).is_err());
 }
 
 #[test]

@@ -239,3 +239,11 @@ fn errors_are_flat() {
         .into();
     assert_eq!(errors.len(), 1, "{errors:?}");
 }
+
+/// The fast Poly1305 for short values is chosen by a flag of the build (`.cargo/config.toml`), which a `RUSTFLAGS` variable
+/// takes away: a read of 64 bytes then takes twice as long, and nothing else would tell.
+#[test]
+#[allow(unexpected_cfgs, reason = "a flag of the poly1305 crate")]
+fn the_build_has_the_fast_poly1305() {
+    assert!(cfg!(poly1305_force_soft), "RUSTFLAGS overrides the flags of .cargo/config.toml");
+}
