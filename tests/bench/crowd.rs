@@ -7,6 +7,7 @@
 
 use crate::machine::{self, Cores};
 use crate::pgbench::Run;
+use crate::relay;
 use crate::stats::Summary;
 use hyperion_vault_tests::{Ask, Cluster};
 use serde_json::{Value, json};
@@ -51,6 +52,7 @@ fn compare(cluster: &Cluster, what: &str, keys: u64, pairs: u32) -> Value {
     for pair in 1..=pairs {
         for (script, ratios) in scripts.iter().zip(&mut ratios) {
             let [few, many] = SESSIONS.map(|clients| {
+                relay::settle(cluster);
                 let run = Run { script, user: "app", clients, seconds: SECONDS, seed: clients * 1000 + pair };
                 run.execute(cluster).tps
             });

@@ -16,6 +16,7 @@ mod instructions;
 mod kms;
 mod machine;
 mod pgbench;
+mod relay;
 mod report;
 mod rotation;
 mod scale;
@@ -252,6 +253,7 @@ fn measure(cluster: &Cluster, scenario: &Scenario, plan: &Plan) -> Outcome {
     let (seconds, pairs) = plan.length(scenario);
     let sessions = Sessions::of(cluster);
     let side = |script: &str, seed| {
+        relay::settle(cluster);
         let before = sessions.total(cluster);
         let run = Run { script, user: scenario.user, clients: scenario.clients, seconds, seed };
         let rate = run.execute(cluster);

@@ -7,6 +7,7 @@
 //! the end every secret has exactly one version more); leaving the server on the core of the process that started it.
 
 use crate::machine::{self, Cores};
+use crate::relay;
 use crate::stats::Summary;
 use hyperion_vault_tests::kms::{FakeKms, Fault, Op};
 use hyperion_vault_tests::threads::{background, clients_at_once};
@@ -61,7 +62,9 @@ pub fn measure(runs: u32, cores: Option<Cores>) -> Value {
     let (mut rates, mut reads) = (Vec::new(), Vec::new());
     for run in 1..=u64::from(runs) {
         root.ask("VACUUM (ANALYZE)");
+        relay::settle(&cluster);
         let idle = reads_a_second(&cluster, &AtomicBool::new(false), Duration::from_secs(3));
+        relay::settle(&cluster);
         kms.clear();
         kms.reset_counters();
         kms.inject(Fault::Latency(LATENCY));

@@ -3,8 +3,7 @@
 //! Two clusters that differ in nothing but the number of secrets, each with four superseded versions, asked in turn (small,
 //! large, small, large …). Reported is how much longer a call takes on the large one: 1.3 at most is what the project
 //! promises. The trap: keys that fit the cache of the small vault and not of the large one, which would measure the key
-//! service; both caches hold everything, and the names asked for are spread over all there are. On the large one, what 64
-//! sessions do at once beside 8, which would show a lock that everybody waits for.
+//! service; both caches hold everything, and the names asked for are spread over all there are.
 
 use crate::machine::{self, Cores};
 use crate::pgbench::Run;
@@ -38,42 +37,7 @@ pub fn measure(pairs: u32, cores: Option<Cores>) -> Value {
     let large = vault_of(LARGE, cores);
     println!("\n{VERSIONS} versions of each secret; time of a call among {LARGE} secrets ÷ among {SMALL}");
     let results: Vec<Value> = CALLS.iter().map(|call| compare(call, &small, &large, pairs)).collect();
-    let crowds: Vec<Value> = CROWDS.iter().map(|crowd| crowd_of(crowd, &large, pairs)).collect();
-    json!({ "name": NAME, "small": SMALL, "large": LARGE, "versions": VERSIONS, "calls": results, "crowds": crowds })
-}
-
-const FEW: u32 = 8;
-const MANY: u32 = 64;
-/// Names asked for, with the last line of a script each: what many sessions do at once must not be less than what a few do.
-const CROWDS: [(&str, u64, &str); 4] = [
-    ("10 hot secrets", 10, "SELECT vault.read_secret(:n);\n"),
-    ("100,000 secrets", LARGE, "SELECT vault.read_secret(:n);\n"),
-    ("10 hot rows, plain", 10, "SELECT value FROM bench.plain WHERE name = :n;\n"),
-    ("100,000 rows, plain", LARGE, "SELECT value FROM bench.plain WHERE name = :n;\n"),
-];
-
-/// Calls a second of 64 sessions ÷ of 8.
-fn crowd_of((what, names, call): &(&str, u64, &str), cluster: &Cluster, pairs: u32) -> Value {
-    let script = format!("\\set n random({FIRST}, {})\n{call}", FIRST + names - 1);
-    let rate = |clients, seed| {
-        Run { script: &script, user: "app", clients, seconds: SECONDS, seed }.execute(cluster).tps
-    };
-    rate(FEW, 0);
-    let kept: Vec<f64> = (1..=pairs).map(|seed| rate(MANY, seed) / rate(FEW, seed)).collect();
-    let ratio = Summary::of(kept.iter().copied()).expect("at least one pair, every rate above zero");
-    println!(
-        "{what:<20}{:>6.2}   ({:.2} – {:.2})   {MANY} sessions ÷ {FEW}   load {}",
-        ratio.median,
-        ratio.min,
-        ratio.max,
-        machine::load()
-    );
-    json!({
-        "names": what,
-        "kept": { "median": ratio.median, "min": ratio.min, "max": ratio.max },
-        "pairs": kept,
-        "load_average": machine::load(),
-    })
+    json!({ "name": NAME, "small": SMALL, "large": LARGE, "versions": VERSIONS, "calls": results })
 }
 
 fn compare((name, call): &(&str, &str), small: &Cluster, large: &Cluster, pairs: u32) -> Value {
@@ -110,7 +74,6 @@ fn vault_of(secrets: u64, cores: Option<Cores>) -> Cluster {
         .conf("max_wal_size", "4GB")
         // Room for the large vault too: what is asked is how the work grows, not what a page from the disk costs.
         .conf("shared_buffers", "1GB")
-        .conf("max_connections", "120")
         .conf("hyperion_vault.dek_cache_size", &(2 * LARGE * u64::from(VERSIONS)).to_string())
         .conf("hyperion_vault.dek_cache_ttl_secs", "7200")
         .start();
@@ -132,12 +95,6 @@ fn vault_of(secrets: u64, cores: Option<Cores>) -> Cluster {
     let mut root = cluster.superuser();
     let status = root.ask("SELECT vault.status() ->> 'secrets', vault.status() ->> 'retained_versions'");
     assert_eq!(status, format!("{secrets}|{}", secrets * u64::from(VERSIONS - 1)));
-    root.ask(&format!(
-        "CREATE SCHEMA bench; CREATE TABLE bench.plain (name text COLLATE \"C\" PRIMARY KEY, value text NOT NULL);
-         INSERT INTO bench.plain SELECT n::text, md5(n::text) FROM generate_series({FIRST}, {}) n;
-         GRANT USAGE ON SCHEMA bench TO app; GRANT SELECT ON bench.plain TO app",
-        FIRST + secrets - 1
-    ));
     root.ask("VACUUM (ANALYZE)");
     cluster
 }

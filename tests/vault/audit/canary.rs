@@ -67,7 +67,37 @@ fn no_record_holds_what_was_given_as_a_value() {
         "restore_secret('$//')",
         "import_sealed('{\"$\": \"$\"}')",
         "import_sealed('\"$\"')",
+        "create_secret('c9', 'x', description => '$', metadata => '{\"k\":\"$\"}')",
+        "create_secret('c10', 'x', metadata => '\"$\"')",
+        "create_secret('c11', '$', target => '{\"type\":\"$\"}')",
+        "create_secret('c12', '$', allowed_ips => '{$}')",
+        "update_secret('a', description => '$', metadata => '{\"$\":1}')",
+        "list_secrets('$//')",
+        "export_sealed('$//')",
+        "can('$', 'a')",
+        "can('read', '$//')",
+        "create_role('$//')",
+        "create_role('r1', permissions => '[{\"action\":\"$\",\"path\":\"a\"}]')",
+        "create_role('r2', permissions => '[{\"action\":\"read\",\"path\":\"$//\"}]')",
+        "set_role_permissions('$//', '[]')",
+        "set_role_permissions('none', '[\"$\"]')",
+        "bind_role('$//', 'app')",
+        "unbind_role('$//', 'app')",
+        "drop_role('$//')",
+        "create_token('$//', 'r')",
+        "create_token('t', '$//')",
+        "revoke_token('$//')",
+        "authenticate('$')",
     ];
+    // Whatever takes a text, a document or bytes is called.
+    let taking = root.ask(
+        "SELECT string_agg(DISTINCT proname, ' ') FROM pg_proc
+          WHERE pronamespace = 'vault'::regnamespace AND proname NOT LIKE '\\_%'
+            AND proargtypes::oid[] && ARRAY['text'::regtype, 'jsonb'::regtype, 'bytea'::regtype, 'text[]'::regtype]::oid[]",
+    );
+    let called = |function: &&str| calls.iter().any(|call| call.starts_with(&format!("{function}(")));
+    let left: Vec<_> = taking.split(' ').filter(|function| !called(function)).collect();
+    assert!(left.is_empty(), "not called: {left:?}");
     let mut failed = 0;
     for call in calls {
         for role in ["postgres", "app", "ops"] {

@@ -158,7 +158,9 @@ fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
         counts[what] += 1;
     }
     let [terminated, cancelled, relays, stopped, backends, relay_kills, postmasters] = counts;
-    assert!(backends + relay_kills + postmasters >= 2, "too few restarts: {counts:?}");
+    // The fewer reads, the fewer of each.
+    let at_least = usize::from(reads >= 10_000);
+    assert!(counts.iter().all(|count| *count >= at_least), "not all of it was done: {counts:?}");
     format!(
         "{terminated} backends terminated, {cancelled} cancelled, relay terminated {relays} and stopped {stopped} times, \
          SIGKILL of {backends} backends, {relay_kills} relays, {postmasters} postmasters"

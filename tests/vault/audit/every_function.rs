@@ -98,6 +98,41 @@ fn each_function_of_the_api_leaves_a_record_of_each_call() {
     assert!(actors.lines().all(|line| line == "postgres|postgres|local|∅"), "{actors}");
 }
 
+/// What everybody who may call anything may call: it shows them what is theirs, or nothing.
+const OPEN_TO_ALL: &[&str] = &["@"];
+
+#[test]
+fn each_function_leaves_a_record_of_each_refusal() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask("SELECT vault.create_secret('a/y', 'v'); SELECT vault.create_secret_bytes('a/b', 'v'); SELECT vault.create_role('r')");
+    let mut open = BTreeSet::new();
+    for (place, (function, call, _)) in CALLS.iter().enumerate() {
+        // A caller each: of one caller, many refusals are counted instead of written.
+        let caller = format!("stranger{place}");
+        root.ask(&format!("CREATE ROLE {caller} LOGIN IN ROLE vault_user"));
+        let mut stranger = vault.session(&caller);
+        // By itself, where the list has it among others.
+        let call = match *function {
+            "authenticate" => "SELECT vault.authenticate('none')",
+            "import_sealed" => "SELECT vault.import_sealed('{}')",
+            _ => call,
+        };
+        let code = match stranger.try_ask(call) {
+            Ok(_) => String::new(),
+            Err(error) => error.code().map(|code| code.code().to_owned()).unwrap_or_default(),
+        };
+        if !["42501", "28000"].contains(&code.as_str()) {
+            open.insert(*function);
+            continue;
+        }
+        let found = log(&cluster, "function, outcome, sqlstate", &format!("session_role = '{caller}'"));
+        assert_eq!(found, format!("{function}|denied|{code}"), "{call}");
+    }
+    assert_eq!(open, OPEN_TO_ALL.iter().copied().collect());
+}
+
 #[test]
 fn refusals_and_failures_are_recorded_with_who_and_why() {
     let cluster = Cluster::builder().allowed_ips("local").start();

@@ -47,6 +47,10 @@ fn at_the_limit_operations_are_refused_until_the_relay_has_made_room() {
         "{seen}"
     );
     assert!(seen["lag_seconds"].as_f64().unwrap() > 0.1, "{seen}");
+    assert_eq!(seen["last_append_failure"], "The audit spool has reached its limit.", "{seen}");
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let failed_at = seen["last_append_failure_at_unix"].as_u64().unwrap();
+    assert!((now - 60..=now).contains(&failed_at), "{seen}");
     cluster.kill(relay, SIGCONT);
     wait_for("reads to go on", PATIENCE, || app.try_ask(READ).is_ok());
     assert_eq!(app.ask("SELECT version FROM vault.get_secret('a')"), "1", "the refused write did not happen");
@@ -175,6 +179,8 @@ fn a_full_disk_refuses_and_heals() {
     let mut app = vault.app();
     let (reads, error) = read_until_refused(&mut app, 10_000);
     assert_contains("the detail", error.detail(), "No space left on device");
+    let told = status(&mut vault.root())["last_append_failure"].to_string();
+    assert_contains("the status", Some(told.as_str()), "No space left on device");
     assert!(reads > 100, "{reads}");
     sqlstate!(app.try_ask(READ), "58030");
     cluster.kill(relay, SIGCONT);

@@ -134,3 +134,38 @@ fn across_a_fork_a_pending_write_is_unknown_and_copies_are_not_taken_twice() {
             == "ok"
     });
 }
+
+#[test]
+fn what_was_read_on_a_standby_is_in_the_table_once_it_is_promoted() {
+    let primary = Cluster::builder().conf("hyperion_vault.node_name", "one").start();
+    let vault = primary.vault();
+    vault.ops().ask("SELECT vault.create_secret('a', 'v')");
+    settle(&primary);
+    let standby = primary.standby();
+    standby.wait_replayed(&primary);
+    standby.stage_conf("hyperion_vault.node_name", "two");
+    standby.stage_conf("hyperion_vault.audit_spool_max_mb", "1");
+    standby.restart(hyperion_vault_tests::StopMode::Fast);
+    let mut app = standby.connect("app", standby.database());
+    for _ in 0..20 {
+        app.ask("SELECT vault.read_secret('a')");
+    }
+    // Another life of the standby's, and a limit that nobody makes room under.
+    standby.restart(hyperion_vault_tests::StopMode::Fast);
+    let mut app = standby.connect("app", standby.database());
+    let mut more = 0;
+    let refused = loop {
+        match app.try_ask("SELECT vault.read_secret('a')") {
+            Ok(_) => more += 1,
+            Err(error) => break error,
+        }
+        assert!(more < 20_000, "not refused");
+    };
+    assert_eq!(refused.code().map(|code| code.code()), Some("58030"), "{refused:?}");
+    standby.superuser().ask("SELECT pg_promote()");
+    let condition = "session_role = 'app' AND outcome = 'ok'";
+    let found = log(&standby, "node || ' ' || function || ' ' || timeline", condition);
+    assert_eq!(found.lines().count(), 20 + more);
+    assert!(found.lines().all(|line| line == "two read_secret 1"), "{}", found.lines().next().unwrap());
+    assert_eq!(app.ask("SELECT vault.read_secret('a')"), "v", "there is room again");
+}

@@ -7,6 +7,22 @@ use crate::watch::status;
 use hyperion_vault_tests::{Ask, PATIENCE, StopMode, wait_for};
 
 #[test]
+fn what_was_due_together_is_not_due_together_again() {
+    let cluster = builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    vault.ops().ask(
+        "SELECT count(vault.create_secret('s/' || i, kind => 'automatic', rotation_interval => '10 days')) FROM generate_series(1, 40) i",
+    );
+    make_due(&mut root, "1 second");
+    until_done(&mut root);
+    // Each by some other part of an hour, and not all by next to nothing.
+    let early = "SELECT count(DISTINCT early), max(early) - min(early) > interval '10 minutes' FROM
+                   (SELECT version_created_at + rotation_interval - next_rotation_at AS early FROM vault.secrets) s";
+    assert_eq!(root.ask(early), "40|t");
+}
+
+#[test]
 fn what_is_due_is_rotated_once_and_told() {
     let cluster = builder().start();
     let vault = cluster.vault();

@@ -67,3 +67,61 @@ fn a_sleeping_hook_keeps_no_other_rotation_waiting() {
     assert_eq!(root.ask(agree), "3");
     wait_for("the worker for hooks to leave", PATIENCE, || cluster.pids(HOOKS).is_empty());
 }
+
+#[test]
+fn each_try_has_a_value_of_its_own() {
+    let cluster = builder().start();
+    let vault = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    // What a failed try was given is undone with it; a sequence is not.
+    root.ask(
+        "GRANT vault_reader TO ops; CREATE SCHEMA app AUTHORIZATION ops; SET ROLE ops; CREATE SEQUENCE app.given; CREATE SEQUENCE app.tries;
+         CREATE FUNCTION app.on_rotate(name text, version int) RETURNS void LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM setval('app.given', 1 + hashtextextended(vault.read_secret(name, version), 0) & 9223372036854775806);
+             PERFORM nextval('app.tries');
+             IF version > 1 THEN RAISE EXCEPTION 'not today'; END IF;
+         END $$;
+         RESET ROLE",
+    );
+    ops.ask(
+        "SELECT vault.create_secret('s', kind => 'automatic', rotation_interval => '1 day',
+            target => '{\"type\": \"function\", \"function\": \"app.on_rotate(text,int)\"}')",
+    );
+    let mut seen = vec![root.ask("SELECT last_value FROM app.given")];
+    make_due(&mut root, "1 second");
+    for tries in 2..=4 {
+        wait_for("the next try", PATIENCE, || {
+            // It need not wait as long as it would.
+            root.ask("UPDATE vault.secrets SET rotation_retry_at = clock_timestamp() WHERE rotation_retry_at > clock_timestamp()");
+            root.ask("SELECT last_value FROM app.tries") == tries.to_string()
+        });
+        seen.push(root.ask("SELECT last_value FROM app.given"));
+    }
+    let distinct: std::collections::HashSet<_> = seen.iter().collect();
+    assert_eq!((distinct.len(), seen.len()), (4, 4), "{seen:?}");
+    assert_eq!(root.ask("SELECT version FROM vault.secrets"), "1");
+}
+
+#[test]
+fn the_worker_waits_for_the_key_service_without_a_lock() {
+    let cluster = builder().conf("hyperion_vault.kms_timeout_ms", "60000").start();
+    let vault = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    ops.ask("SELECT vault.create_secret('s', kind => 'automatic', rotation_interval => '1 day')");
+    cluster.set_faults("hang");
+    make_due(&mut root, "1 second");
+    crate::watch::until_processing(&mut root, 1);
+    let worker = cluster.pid_of("hyperion_vault maintenance");
+    let locks = format!(
+        "SELECT string_agg(locktype || ' ' || mode, ', ') FROM pg_locks WHERE pid = {worker} AND (locktype IN ('tuple', 'transactionid') OR mode NOT IN ('AccessShareLock', 'ExclusiveLock'))"
+    );
+    assert_eq!(root.ask(&locks), "∅");
+    // And so nobody waits for it.
+    ops.ask(
+        "SET lock_timeout = '500ms'; SELECT vault.update_secret('s', description => 'changed meanwhile')",
+    );
+    root.ask("SET lock_timeout = '500ms'; UPDATE vault.secrets SET description = 'again'");
+    cluster.clear_faults();
+    wait_for("the rotation", PATIENCE, || root.ask("SELECT version FROM vault.secrets") == "2");
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::builder;
 use hyperion_vault_tests::threads::background;
-use hyperion_vault_tests::{Ask, NoTls, PATIENCE};
+use hyperion_vault_tests::{Ask, NoTls, PATIENCE, wait_for};
 
 /// What a session may be told; a deadlock (40P01) is not among it, nor is an internal error.
 const EXPECTED: [&str; 4] = ["P0002", "23505", "55000", "40001"];
@@ -74,6 +74,9 @@ fn run(deletes: bool) {
         ),
         "0"
     );
+    // The schedule was at it too, and not kept out by the others.
+    let scheduled = "SELECT count(*) > 0 FROM vault.audit_log WHERE function = 'maintenance' AND action = 'rotate' AND outcome <> 'error'";
+    wait_for("a rotation of the worker's", PATIENCE, || root.ask(scheduled) == "t");
     let failed = "SELECT coalesce(max(rotation_attempts), 0) FROM vault.secrets";
     assert_eq!(root.ask(failed), "0", "the worker had no failures");
     let log = cluster.log();
