@@ -38,6 +38,8 @@ fn every_value_a_client_received_is_in_the_table_exactly_once() {
                     if read >= reads {
                         return;
                     }
+                    // So that there is time for everything that is to happen meanwhile.
+                    std::thread::sleep(Duration::from_millis(12));
                     // Only whole attempts count: one that never reached the server is made again.
                     let session = loop {
                         match client.take().map_or_else(|| cluster.try_connect("postgres", "postgres"), Ok) {
@@ -111,7 +113,7 @@ fn attempt(mut session: Client, read: usize, role: usize, secret: usize) -> (Opt
 fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
     let mut counts = [0usize; 7];
     let started = Instant::now();
-    let mut crashes = 0;
+    let (mut crashes, mut smaller) = (0, 0);
     while next.load(SeqCst) < reads && started.elapsed() < Duration::from_secs(180) {
         std::thread::sleep(Duration::from_millis(60));
         let random = u16::from_le_bytes(random_bytes::<2>()) as usize;
@@ -120,12 +122,8 @@ fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
         let relay = cluster.pids("hyperion_vault relay").first().copied();
         // Restarts of the whole server are spread over the reads.
         let crash_due = next.load(SeqCst) > (crashes + 1) * reads / 8;
-        let what = if crash_due {
-            crashes += 1;
-            4 + crashes % 3
-        } else {
-            random / 7 % 4
-        };
+        // Each kind in its turn; one whose victim is not there just now comes a moment later.
+        let what = if crash_due { 4 + crashes % 3 } else { smaller % 4 };
         match (what, victim, relay) {
             (0, Some(pid), _) => {
                 cluster.try_kill(pid, SIGTERM);
@@ -143,7 +141,6 @@ fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
             }
             (4, Some(pid), _) | (5, _, Some(pid)) => {
                 if !cluster.try_kill(pid, SIGKILL) {
-                    crashes -= 1;
                     continue;
                 }
                 std::thread::sleep(Duration::from_millis(100));
@@ -156,6 +153,7 @@ fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
             _ => continue,
         }
         counts[what] += 1;
+        *if crash_due { &mut crashes } else { &mut smaller } += 1;
     }
     let [terminated, cancelled, relays, stopped, backends, relay_kills, postmasters] = counts;
     // The fewer reads, the fewer of each.
