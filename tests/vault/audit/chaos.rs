@@ -27,10 +27,13 @@ fn every_value_a_client_received_is_in_the_table_exactly_once() {
          END $$"
     ));
     let next = Arc::new(AtomicUsize::new(0));
+    // Reads are faster than what is to happen meanwhile: so they wait for it.
+    let allowed = Arc::new(AtomicUsize::new(0));
     let received = Arc::new(Mutex::new(HashMap::<(usize, usize), usize>::new()));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let (cluster, next, received) = (Arc::clone(&cluster), Arc::clone(&next), Arc::clone(&received));
+            let allowed = Arc::clone(&allowed);
             background(move || {
                 let mut client: Option<Client> = None;
                 loop {
@@ -38,8 +41,9 @@ fn every_value_a_client_received_is_in_the_table_exactly_once() {
                     if read >= reads {
                         return;
                     }
-                    // So that there is time for everything that is to happen meanwhile.
-                    std::thread::sleep(Duration::from_millis(12));
+                    while read >= allowed.load(SeqCst) {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
                     // Only whole attempts count: one that never reached the server is made again.
                     let session = loop {
                         match client.take().map_or_else(|| cluster.try_connect("postgres", "postgres"), Ok) {
@@ -58,7 +62,7 @@ fn every_value_a_client_received_is_in_the_table_exactly_once() {
             })
         })
         .collect();
-    let done = disturb(&cluster, &next, reads);
+    let done = disturb(&cluster, &allowed, reads);
     for client in clients {
         client.finish(Duration::from_secs(240));
     }
@@ -109,58 +113,59 @@ fn attempt(mut session: Client, read: usize, role: usize, secret: usize) -> (Opt
     (session, value.ok())
 }
 
-/// Kills this and that until the reads are done. What was done, in words.
-fn disturb(cluster: &Cluster, next: &AtomicUsize, reads: usize) -> String {
+/// What is done to the server while the clients read; in seven rounds, in which three of the first four come in turn, and then
+/// one of the last three, which restart it.
+const STEPS: usize = 28;
+
+/// Kills this and that, and lets the clients go on by a part of their reads with each. What was done, in words.
+fn disturb(cluster: &Cluster, allowed: &AtomicUsize, reads: usize) -> String {
     let mut counts = [0usize; 7];
     let started = Instant::now();
-    let (mut crashes, mut smaller) = (0, 0);
-    while next.load(SeqCst) < reads && started.elapsed() < Duration::from_secs(180) {
+    for step in 0..STEPS {
+        let what = if step % 4 == 3 { 4 + step / 4 % 3 } else { (step - step / 4) % 4 };
+        allowed.store((step + 1) * reads / (STEPS + 1), SeqCst);
         std::thread::sleep(Duration::from_millis(60));
-        let random = u16::from_le_bytes(random_bytes::<2>()) as usize;
-        let backends = cluster.pids("postgres postgres [local]");
-        let victim = backends.get(random % backends.len().max(1)).copied();
-        let relay = cluster.pids("hyperion_vault relay").first().copied();
-        // Restarts of the whole server are spread over the reads.
-        let crash_due = next.load(SeqCst) > (crashes + 1) * reads / 8;
-        // Each kind in its turn; one whose victim is not there just now comes a moment later.
-        let what = if crash_due { 4 + crashes % 3 } else { smaller % 4 };
-        match (what, victim, relay) {
-            (0, Some(pid), _) => {
-                cluster.try_kill(pid, SIGTERM);
-            }
-            (1, Some(pid), _) => {
-                cluster.try_kill(pid, SIGINT);
-            }
-            (2, _, Some(pid)) => {
-                cluster.try_kill(pid, SIGTERM);
-            }
-            (3, _, Some(pid)) => {
-                cluster.try_kill(pid, SIGSTOP);
-                std::thread::sleep(Duration::from_millis(30));
-                cluster.try_kill(pid, SIGCONT);
-            }
-            (4, Some(pid), _) | (5, _, Some(pid)) => {
-                if !cluster.try_kill(pid, SIGKILL) {
-                    continue;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-                cluster.wait_ready();
-            }
-            (6, ..) => {
-                cluster.kill_postmaster_9();
-                cluster.start_again();
-            }
-            _ => continue,
+        // Its victim may not be there just now.
+        while !once(cluster, what) {
+            assert!(started.elapsed() < Duration::from_secs(200), "not all of it could be done: {counts:?}");
+            std::thread::sleep(Duration::from_millis(20));
         }
         counts[what] += 1;
-        *if crash_due { &mut crashes } else { &mut smaller } += 1;
     }
+    allowed.store(usize::MAX, SeqCst);
     let [terminated, cancelled, relays, stopped, backends, relay_kills, postmasters] = counts;
-    // The fewer reads, the fewer of each.
-    let at_least = usize::from(reads >= 10_000);
-    assert!(counts.iter().all(|count| *count >= at_least), "not all of it was done: {counts:?}");
     format!(
         "{terminated} backends terminated, {cancelled} cancelled, relay terminated {relays} and stopped {stopped} times, \
          SIGKILL of {backends} backends, {relay_kills} relays, {postmasters} postmasters"
     )
+}
+
+/// Does one of these things. Whether it could be done.
+fn once(cluster: &Cluster, what: usize) -> bool {
+    let backends = cluster.pids("postgres postgres [local]");
+    let random = usize::from(random_bytes::<1>()[0]);
+    let victim = backends.get(random % backends.len().max(1)).copied();
+    let relay = cluster.pids("hyperion_vault relay").first().copied();
+    let done = match (what, victim, relay) {
+        (0, Some(pid), _) | (2, _, Some(pid)) => cluster.try_kill(pid, SIGTERM),
+        (1, Some(pid), _) => cluster.try_kill(pid, SIGINT),
+        (3, _, Some(pid)) => {
+            let stopped = cluster.try_kill(pid, SIGSTOP);
+            std::thread::sleep(Duration::from_millis(30));
+            stopped && cluster.try_kill(pid, SIGCONT)
+        }
+        (4, Some(pid), _) | (5, _, Some(pid)) => cluster.try_kill(pid, SIGKILL),
+        (6, ..) => {
+            cluster.kill_postmaster_9();
+            cluster.start_again();
+            true
+        }
+        _ => false,
+    };
+    if done && (4..6).contains(&what) {
+        // The postmaster notices it a moment later.
+        std::thread::sleep(Duration::from_millis(100));
+        cluster.wait_ready();
+    }
+    done
 }
