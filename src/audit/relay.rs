@@ -32,7 +32,7 @@ use std::time::Duration;
 use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool};
 use hyperion_vault_core::envelope::Id;
 
-use super::spool::{drain, keep_open, let_go, write_counted};
+use super::spool::{close_segment, drain, keep_open, let_go, write_counted};
 use crate::area::{self, Area};
 use crate::config;
 use crate::error::{Result, VaultError};
@@ -94,7 +94,7 @@ impl Relay {
         if identity::in_recovery() {
             // After a promotion everything is looked at anew.
             self.taken.clear();
-            let _ = drain(&area, false);
+            let _ = drain(&area);
             config::with_spool_dir(|base| self.tidy(&area, base))?;
             return Ok(RECOVERY_PAUSE);
         }
@@ -112,7 +112,7 @@ impl Relay {
         let busy = thread_time();
         let before = crate::pg::clock();
         // Where it cannot be, what is in the segments is taken all the same, which may make room.
-        let drained = drain(area, false).is_ok();
+        let drained = drain(area).is_ok();
         let spools = log::spools(base).map_err(|e| unreadable(&e))?;
         notice_loss(area, base);
         self.load(&spools)?;
@@ -212,7 +212,8 @@ impl Relay {
         area.audit.relay.settled.store(at as u64, Relaxed);
         let shared = &area.audit.spool;
         if shared.size() > config::spool_limit() / 2 {
-            drain(area, true).map_err(|e| VaultError::internal(format!("cannot close a segment: {e:?}")))?;
+            close_segment(area)
+                .map_err(|e| VaultError::internal(format!("cannot close a segment: {e:?}")))?;
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ thread_local! {
     static APPENDER: RefCell<Appender<Mapped>> = RefCell::new(Appender::default());
 }
 
-pub fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
+fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
     config::with_spool_dir(|base| {
         let facts = || Facts {
             owner: crate::pg::server_user(),
@@ -36,16 +36,18 @@ pub fn with_place<R>(f: impl FnOnce(&Place<'_>) -> R) -> R {
     })
 }
 
-/// For the relay: writes what is staged, and with `close` ends the segment.
-pub fn drain(area: &Area, close: bool) -> Result<(), AppendError> {
-    let shared = &area.audit.spool;
-    APPENDER.with_borrow_mut(|appender| {
-        with_place(
-            |place| {
-                if close { appender.close_segment(shared, place) } else { appender.drain(shared, place) }
-            },
-        )
-    })
+fn with_appender<R>(f: impl FnOnce(&mut Appender<Mapped>, &Place<'_>) -> R) -> R {
+    APPENDER.with_borrow_mut(|appender| with_place(|place| f(appender, place)))
+}
+
+/// For the relay: writes what is staged.
+pub fn drain(area: &Area) -> Result<(), AppendError> {
+    with_appender(|appender, place| appender.drain(&area.audit.spool, place))
+}
+
+/// For the relay: writes what is staged and ends the segment, so that it can be removed.
+pub fn close_segment(area: &Area) -> Result<(), AppendError> {
+    with_appender(|appender, place| appender.close_segment(&area.audit.spool, place))
 }
 
 /// Takes the directory and opens the spool of this life of the server. In the postmaster, which goes on without it: the
@@ -110,14 +112,12 @@ pub fn append(frames: &mut [u8], records: u64, class: Class) -> Result<()> {
         // nothing, so there is nobody to wait for.
         std::thread::sleep(wait);
     }
-    let result = APPENDER.with_borrow_mut(|appender| {
-        with_place(|place| {
-            let appended = appender.append(&audit.spool, place, frames, records, class)?;
-            if config::audit_sync() && class == Class::Needed {
-                sync(audit, place, appender, &appended)?;
-            }
-            Ok(())
-        })
+    let result = with_appender(|appender, place| {
+        let appended = appender.append(&audit.spool, place, frames, records, class)?;
+        if config::audit_sync() && class == Class::Needed {
+            sync(audit, place, appender, &appended)?;
+        }
+        Ok(())
     });
     result.map_err(|error| {
         note(audit, &error);

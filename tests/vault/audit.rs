@@ -47,6 +47,17 @@ pub fn status(root: &mut Client) -> Value {
     crate::watch::status(root)["audit"].take()
 }
 
+/// Makes the directory that the vault's spool is to lie in, and waits until it is used: secret `a` has this value then.
+#[track_caller]
+pub fn begin_in(base: &Path, cluster: &Cluster, value: &str) {
+    cluster.make_server_directory(base);
+    let mut ops = cluster.connect("ops", cluster.database());
+    wait_for("the directory to be used", PATIENCE, || {
+        ops.try_ask(&format!("SELECT vault.put_secret('a', '{value}')")).is_ok()
+    });
+    settle(cluster);
+}
+
 /// The segments of all spools below a directory, in order.
 pub fn segments(base: &Path) -> Vec<PathBuf> {
     let mut found = files(base);

@@ -115,11 +115,8 @@ impl Spool {
 
     /// Up to `most` bytes of a segment from `offset` on. None: there is no such segment.
     pub fn read(&self, segment: u64, offset: u64, most: usize) -> io::Result<Option<Vec<u8>>> {
-        let mut file = match fs::File::open(self.directory.join(segment_name(segment))) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let path = self.directory.join(segment_name(segment));
+        let Some(mut file) = there(fs::File::open(path))? else { return Ok(None) };
         file.seek(SeekFrom::Start(offset))?;
         let mut bytes = Vec::new();
         file.take(most as u64).read_to_end(&mut bytes)?;
@@ -203,23 +200,19 @@ impl Spool {
             if open && !shared.finished(*number) {
                 continue;
             }
-            let bytes = match fs::metadata(self.directory.join(segment_name(*number))) {
-                Ok(metadata) => metadata.len(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
+            let path = self.directory.join(segment_name(*number));
+            let Some(metadata) = there(fs::metadata(path))? else { continue };
+            let bytes = metadata.len();
             // As it was counted: with what the buffer says that it has.
             let counted = if open { bytes } else { bytes.max(*listed) };
-            // The buffer is only looked into where it decides.
+            // Asked only where it decides.
+            let staged_end = || -> io::Result<u64> {
+                Ok(if open { 0 } else { self.tail(*number)?.map_or(0, |tail| tail.end()) })
+            };
             let is_spent = match number.cmp(&segment) {
                 Ordering::Less => true,
-                Ordering::Equal if offset < bytes => false,
-                Ordering::Greater if open || bytes > 0 => false,
-                Ordering::Equal if open => true,
-                reached => {
-                    let end = self.tail(*number)?.map_or(0, |tail| tail.end());
-                    if reached == Ordering::Equal { offset >= end } else { end == 0 }
-                }
+                Ordering::Equal => offset >= bytes && offset >= staged_end()?,
+                Ordering::Greater => !open && bytes == 0 && staged_end()? == 0,
             };
             if is_spent {
                 spent.push(Segment { number: *number, bytes: counted });
@@ -251,11 +244,7 @@ pub fn rest(busy: Duration, waiting: u64, limit: u64) -> Duration {
 /// appended to it.
 pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
     let mut found = Vec::new();
-    let entries = match fs::read_dir(base) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(error),
-    };
+    let Some(entries) = there(fs::read_dir(base))? else { return Ok(found) };
     for entry in entries {
         let entry = entry?;
         let named = entry.file_name().to_str().and_then(Id::parse);
@@ -287,7 +276,7 @@ pub fn spools(base: &Path) -> io::Result<Vec<Spool>> {
 }
 
 /// None: it is not there any more.
-fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         found => found.map(Some),
@@ -341,10 +330,7 @@ pub fn remove_spool(spool: &Spool) -> io::Result<()> {
         return Ok(());
     }
     for name in [STAGING, IDENTITY] {
-        match fs::remove_file(spool.directory.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        there(fs::remove_file(spool.directory.join(name)))?;
     }
     // Fails if anything else is in it, which then stays.
     fs::remove_dir(&spool.directory)

@@ -119,8 +119,7 @@ impl Shared {
         let _ = self.appending.size.fetch_update(Relaxed, Relaxed, less);
     }
 
-    /// So many bytes have been found.
-    pub fn grow(&self, bytes: u64) {
+    fn grow(&self, bytes: u64) {
         self.appending.size.fetch_add(bytes, Relaxed);
     }
 

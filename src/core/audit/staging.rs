@@ -24,6 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::frame::{Frames, Next, SpoolKey};
+use super::reader::there;
 
 /// In the spool's directory.
 pub(super) const STAGING: &str = "staging";
@@ -54,10 +55,7 @@ impl Staged {
 
     /// The header of a file. None: there is no such file, nothing is staged, or it says what cannot be.
     pub(super) fn read(directory: &Path) -> io::Result<Option<(Self, File)>> {
-        let file = match File::open(directory.join(STAGING)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
+        let Some(file) = there(File::open(directory.join(STAGING)))? else { return Ok(None) };
         let mut header = [0; 16];
         match file.read_exact_at(&mut header, 0) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -1,6 +1,6 @@
 //! When no record can be written nothing is done, and it heals by itself.
 
-use super::{log, segments, settle, status};
+use super::{begin_in, log, segments, settle, status};
 use hyperion_vault_tests::threads::clients_at_once;
 use hyperion_vault_tests::{
     Ask, Client, Cluster, PATIENCE, SIGCONT, SIGKILL, SIGSTOP, StopMode, assert_contains, backend_pid,
@@ -168,12 +168,7 @@ fn a_full_disk_refuses_and_heals() {
     // The directory is made once it can be.
     let vault = cluster.vault();
     sqlstate!(vault.ops().try_ask("SELECT vault.create_secret('a', 'the value')"), "58030");
-    cluster.make_server_directory(&spool);
-    let mut ops = vault.ops();
-    wait_for("the spool to be opened", PATIENCE, || {
-        ops.try_ask("SELECT vault.put_secret('a', 'the value')").is_ok()
-    });
-    settle(&cluster);
+    begin_in(&spool, &cluster, "the value");
     let relay = cluster.pid_of("hyperion_vault relay");
     cluster.kill(relay, SIGSTOP);
     let mut app = vault.app();
@@ -190,7 +185,7 @@ fn a_full_disk_refuses_and_heals() {
     let found = log(&cluster, "id", "session_role = 'app' AND outcome = 'ok'").lines().count();
     assert_eq!(found, reads + 1, "each value that was given out has its record, and nothing else has");
     assert_eq!(status(&mut vault.root())["torn"], 0);
-    drop((app, ops));
+    drop(app);
     cluster.stop(StopMode::Fast);
 }
 
@@ -199,13 +194,8 @@ fn a_spool_that_fills_its_disk_is_taken_after_a_restart_that_has_no_room_for_ano
     let Some(disk) = Disk::new("tmpfs", Some("512k")) else { return };
     let spool = disk.path().join("audit");
     let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", spool.to_str().unwrap()).start();
-    cluster.make_server_directory(&spool);
     let vault = cluster.vault();
-    let mut ops = vault.ops();
-    wait_for("the spool to be opened", PATIENCE, || {
-        ops.try_ask("SELECT vault.put_secret('a', 'the value')").is_ok()
-    });
-    settle(&cluster);
+    begin_in(&spool, &cluster, "the value");
     let relay = cluster.pid_of("hyperion_vault relay");
     cluster.kill(relay, SIGSTOP);
     let (reads, _) = read_until_refused(&mut vault.app(), 10_000);
@@ -218,7 +208,7 @@ fn a_spool_that_fills_its_disk_is_taken_after_a_restart_that_has_no_room_for_ano
     wait_for("reads to go on", PATIENCE, || app.try_ask(READ).is_ok());
     let found = log(&cluster, "id", "session_role = 'app' AND outcome = 'ok'").lines().count();
     assert_eq!(found, reads + 1);
-    drop((app, ops));
+    drop(app);
     cluster.stop(StopMode::Fast);
 }
 

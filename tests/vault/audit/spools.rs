@@ -1,7 +1,7 @@
 //! Spools on the disk: whose they are, copies, damage, another place.
 
 use super::full::Disk;
-use super::{log, segments, settle, staging, status};
+use super::{begin_in, log, segments, settle, staging, status};
 use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGKILL, SIGSTOP, StopMode, sqlstate, wait_for};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -139,13 +139,8 @@ fn where_files_are_not_mapped_records_are_written_one_by_one() {
     let Some(disk) = Disk::new("ramfs", None) else { return };
     let base = disk.path().join("audit");
     let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", base.to_str().unwrap()).start();
-    cluster.make_server_directory(&base);
     let vault = cluster.vault();
-    let mut ops = vault.ops();
-    wait_for("the directory to be used", PATIENCE, || {
-        ops.try_ask("SELECT vault.put_secret('a', 'v')").is_ok()
-    });
-    settle(&cluster);
+    begin_in(&base, &cluster, "v");
     assert!(!staging(&base).exists());
     let written = || std::fs::metadata(segments(&base).pop().unwrap()).unwrap().len();
     let relay = cluster.pid_of("hyperion_vault relay");
@@ -159,7 +154,6 @@ fn where_files_are_not_mapped_records_are_written_one_by_one() {
     cluster.kill_and_wait(relay, SIGKILL);
     cluster.wait_ready();
     assert_eq!(log(&cluster, "outcome", "session_role = 'app'").lines().count(), 10);
-    drop(ops);
     cluster.stop(StopMode::Fast);
 }
 
@@ -196,17 +190,11 @@ fn a_directory_outside_is_used_by_one_server_at_a_time() {
     let base = outside.path().join("audit");
     let configured = || Cluster::builder().conf("hyperion_vault.audit_spool_dir", base.to_str().unwrap());
     let first = configured().start();
-    first.make_server_directory(&base);
     let vault = first.vault();
-    let mut ops = vault.ops();
-    wait_for("the directory to be used", PATIENCE, || {
-        ops.try_ask("SELECT vault.put_secret('a', 'v')").is_ok()
-    });
-    settle(&first);
+    begin_in(&base, &first, "v");
     assert!(!first.data_dir().join("hyperion_vault_audit").exists());
     assert_eq!(segments(&base).len(), 1);
-    // The relay has taken over the lock that a session took first.
-    drop(ops);
+    // The relay has taken over the lock that a session, which has ended, took first.
     let second = configured().start();
     let other = second.vault();
     sqlstate!(other.ops().try_ask("SELECT vault.create_secret('b', 'v')"), "58030");
