@@ -13,6 +13,7 @@ mod speed;
 
 use std::time::{Duration, Instant};
 
+use crate::audit::LAST_WORDS;
 use hyperion_vault_tests::{Ask, Client, Cluster, ClusterBuilder, PATIENCE, wait_for};
 
 /// A cluster whose worker looks every second.
@@ -52,13 +53,16 @@ fn versions(root: &mut Client) -> String {
     root.ask("SELECT string_agg(name || '=' || version, ' ' ORDER BY name) FROM vault.secrets")
 }
 
-/// What the worker has left in the audit log of this secret, without what only resolves it, once there is anything.
+/// What the worker has left in the audit log of this secret, once there is anything and what became of it is known.
 #[track_caller]
 fn recorded(root: &mut Client, name: &str) -> String {
     let sql = format!(
-        "SELECT string_agg(concat_ws(' ', action, version, outcome, sqlstate, role, client), ', ' ORDER BY id) FROM vault.audit_log
-          WHERE subject = '{name}' AND function = 'maintenance' AND resolves IS NULL"
+        "SELECT string_agg(concat_ws(' ', action, version, outcome, sqlstate, role, client), ', ' ORDER BY id) FROM {LAST_WORDS}
+          WHERE subject = '{name}' AND function = 'maintenance'"
     );
-    wait_for("the audit log to tell", PATIENCE, || root.ask(&sql) != "∅");
+    wait_for("the audit log to tell", PATIENCE, || {
+        let found = root.ask(&sql);
+        found != "∅" && !found.contains("pending")
+    });
     root.ask(&sql)
 }

@@ -1,6 +1,7 @@
 //! `function`: hooks that take what they are given, and hooks that do what they must not.
 
 use super::{builder, prepare, version};
+use crate::audit::LAST_WORDS;
 use hyperion_vault_tests::{
     Ask, Client, Cluster, LogMark, PATIENCE, SIGTERM, Toolchain, Vault, sqlstate, wait_for,
 };
@@ -453,13 +454,15 @@ fn a_hook_leaves_its_own_records() {
     )
     .unwrap();
     ops.try_ask("SELECT vault.rotate_secret('hooked')").unwrap_err();
-    let log = "SELECT role, session_role, function, subject, outcome FROM vault.audit_log
-         WHERE function IN ('rotate_secret', 'get_secret', 'read_secret') AND resolves IS NULL AND role IN ('ops', 'keeper') AND id >
-           (SELECT max(id) FROM vault.audit_log WHERE function = 'create_secret' AND resolves IS NULL) ORDER BY id";
+    crate::audit::settle(&cluster);
+    let log = format!(
+        "SELECT role, session_role, function, subject, outcome FROM {LAST_WORDS}
+         WHERE function IN ('rotate_secret', 'get_secret', 'read_secret') AND role IN ('ops', 'keeper') AND id >
+           (SELECT max(id) FROM vault.audit_log WHERE function = 'create_secret' AND resolves IS NULL) ORDER BY id"
+    );
     let expected = "keeper|ops|get_secret|hooked|ok\nops|ops|rotate_secret|hooked|ok\n\
                     keeper|ops|read_secret|other|denied\nops|ops|rotate_secret|hooked|error";
-    wait_for("the records", PATIENCE, || root.ask(log).lines().count() == 4);
-    assert_eq!(root.ask(log), expected);
+    assert_eq!(root.ask(&log), expected);
 }
 
 /// The value of another database's role is changed in the transaction that rotates the secret: the example of
