@@ -14,6 +14,7 @@ use crate::kms_client::{self, Generated, Wrapped};
 use crate::pg::spi::Spi;
 use crate::store::meta;
 use crate::store::secrets::{Fresh, Sealed, Stored};
+use crate::store::versions::StoredKey;
 
 /// How often an operation starts over because others changed the same name meanwhile. Each round somebody else got
 /// through; ten in a row does not happen by accident.
@@ -216,10 +217,11 @@ pub fn evict(stored: &Stored<'_>) -> Result<()> {
 }
 
 /// Takes the keys of deleted versions out of the cache when the transaction commits.
-pub fn forget(secret: Id, versions: &[(Id, Vec<u8>)]) -> Result<()> {
+pub fn forget(secret: Id, versions: &[StoredKey]) -> Result<()> {
     if let Some(vault) = meta::vault_id()? {
-        for (version, wrapped) in versions {
-            dek_cache::deleted(DekContext { vault, secret, version: *version }.cache_digest(wrapped));
+        for key in versions {
+            let context = DekContext { vault, secret, version: key.version_id };
+            dek_cache::deleted(context.cache_digest(&key.wrapped));
         }
     }
     Ok(())

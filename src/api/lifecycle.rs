@@ -3,6 +3,7 @@
 //! Client backends on a primary, main thread. No key service is asked. The trap it avoids: a key that outlives its
 //! secret; whatever hides or destroys versions also takes their keys out of the cache, when it commits.
 
+use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::Presence;
 use pgrx::pg_sys::Datum;
@@ -11,6 +12,7 @@ use super::arguments;
 use super::gate::no_secret;
 use super::keys::{ATTEMPTS, forget, overtaken};
 use super::writing::admitted;
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::spi::Spi;
@@ -21,15 +23,23 @@ use crate::store::versions;
 pub fn destroy(spi: &Spi, locked: &Locked) -> Result<()> {
     let mut keys = versions::delete_all(spi, locked.id)?;
     secrets::delete(spi, locked.id)?;
-    keys.push((locked.version_id, locked.wrapped.clone()));
+    keys.push(locked.key());
     forget(locked.id, &keys)
+}
+
+/// Deletes the retained versions of a locked secret beyond the newest `keep`. Each leaves a record, besides that of the
+/// operation that is running.
+pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<()> {
+    let purged = versions::purge(spi, secret, keep, now)?;
+    purged.iter().for_each(|key| audit::also("purge", key.version));
+    forget(secret, &purged)
 }
 
 /// Hides a locked secret for the length of a window.
 fn bury(spi: &Spi, locked: &Locked, window: Datum) -> Result<()> {
     secrets::bury(spi, locked.id, window, Datum::from(crate::pg::clock()))?;
     let mut keys = versions::keys(spi, locked.id)?;
-    keys.push((locked.version_id, locked.wrapped.clone()));
+    keys.push(locked.key());
     forget(locked.id, &keys)
 }
 

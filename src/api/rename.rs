@@ -7,7 +7,6 @@
 //!
 //! The trap it avoids: two renames that lock two names in opposite orders. Rows are locked in the order of their names.
 
-use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::Presence;
 use pgrx::pg_sys::Datum;
@@ -23,7 +22,7 @@ use crate::pg::fcinfo::{Args, Return};
 use crate::pg::memory::with_scratch;
 use crate::pg::spi::Spi;
 use crate::store::secrets::{self, Locked, Sealed};
-use crate::store::versions;
+use crate::store::versions::{self, StoredKey};
 
 /// `vault.rename_secret(name, new_name)`.
 pub fn rename_secret(args: &Args) -> Result<Return> {
@@ -86,10 +85,12 @@ fn lock_both(spi: &Spi, name: &str, new_name: &str) -> Result<Option<Locked>> {
 
 /// Whether the locked secret has exactly the versions whose keys are at hand.
 fn unchanged(spi: &Spi, locked: &Locked, openers: &[(Sealed, Opener)]) -> Result<bool> {
-    let mut now: Vec<(Id, Vec<u8>)> = versions::keys(spi, locked.id)?;
-    now.push((locked.version_id, locked.wrapped.clone()));
-    let known = |(id, wrapped): &(Id, Vec<u8>)| {
-        openers.iter().any(|(version, _)| version.version_id == *id && version.wrapped == *wrapped)
+    let mut now = versions::keys(spi, locked.id)?;
+    now.push(locked.key());
+    let known = |key: &StoredKey| {
+        openers
+            .iter()
+            .any(|(version, _)| version.version_id == key.version_id && version.wrapped == key.wrapped)
     };
     Ok(now.len() == openers.len() && now.iter().all(known))
 }

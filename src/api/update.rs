@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 
 use super::arguments::{self, Given};
 use super::gate;
-use super::keys::{ATTEMPTS, NewVersion, Opener, Value, forget, overtaken};
+use super::keys::{ATTEMPTS, NewVersion, Opener, Value, overtaken};
+use super::lifecycle::purge;
 use super::target::{self, Handed, Handing, Keys};
 use super::writing::{admitted, generated, invalid, missing};
 use crate::config;
@@ -213,8 +214,7 @@ impl Update<'_> {
             handed = handing.zip(prepared).map(|(handing, prepared)| (handing, prepared, new, written));
         }
         let keep = keep_versions.unwrap_or_else(config::keep_versions).max(0) as u32;
-        let purged = versions::purge(&spi, locked.id, keep, clock)?;
-        forget(locked.id, &purged)?;
+        purge(&spi, locked.id, keep, clock)?;
         // Others' code runs from here on: none of ours is open around it.
         drop(spi);
         if let Some((handing, prepared, new, written)) = handed {

@@ -68,7 +68,22 @@ struct Running {
     detail: Option<Cow<'static, str>>,
     version: Option<i32>,
     buffers: Buffers,
-    records: u64,
+    /// Records in the buffers that stand in the place of its own.
+    given: u64,
+    /// Records in the buffers besides its own.
+    also: u64,
+}
+
+impl Running {
+    /// What can be said by now of what becomes of it, and the transaction that will tell.
+    fn fate(&self) -> (Outcome, u64) {
+        // What has written nothing has nothing that could be rolled back.
+        let xid = match self.operation.kind {
+            Kind::Write => xact::current_id().unwrap_or(0),
+            Kind::Read | Kind::Watch => 0,
+        };
+        (if xid == 0 { Outcome::Ok } else { Outcome::Pending }, xid)
+    }
 }
 
 /// What every record is put together in: kept from one operation to the next, so that a read allocates nothing for it.
@@ -178,7 +193,8 @@ fn begin(operation: &'static Operation) {
             detail: None,
             version: None,
             buffers: Buffers::take(),
-            records: 0,
+            given: 0,
+            also: 0,
         });
     });
 }
@@ -217,13 +233,25 @@ pub fn each(name: &str, version: i32) {
         let mut frames = std::mem::take(&mut running.buffers.frames);
         let about = About { subject: Some(name), version: Some(version), ..About::of(running) };
         about.push(&mut frames, Outcome::Ok, None, 0);
-        (running.buffers.frames, running.records) = (frames, running.records + 1);
+        (running.buffers.frames, running.given) = (frames, running.given + 1);
+    });
+}
+
+/// What the running operation has written about another version of its subject: leaves a record besides its own.
+pub fn also(action: &'static str, version: i32) {
+    with_running(|running| {
+        let mut frames = std::mem::take(&mut running.buffers.frames);
+        let (outcome, xid) = running.fate();
+        let about = About { action, version: Some(version), detail: None, ..About::of(running) };
+        about.push(&mut frames, outcome, None, xid);
+        (running.buffers.frames, running.also) = (frames, running.also + 1);
     });
 }
 
 /// What goes into a record besides the actor.
 struct About<'a> {
-    operation: &'static Operation,
+    function: &'static str,
+    action: &'static str,
     who: &'a Names,
     token: Option<&'a str>,
     subject: Option<&'a str>,
@@ -237,7 +265,8 @@ struct About<'a> {
 impl<'a> About<'a> {
     fn of(running: &'a Running) -> Self {
         Self {
-            operation: running.operation,
+            function: running.operation.function,
+            action: running.operation.action,
             who: &running.who,
             token: running.token.as_deref(),
             subject: running.has_subject.then_some(running.buffers.subject.as_str()),
@@ -265,8 +294,8 @@ impl<'a> About<'a> {
                     session_role: &self.who.session_role,
                     role: &self.who.role,
                     token: self.token,
-                    action: self.operation.action,
-                    function: self.operation.function,
+                    action: self.action,
+                    function: self.function,
                     subject: self.subject,
                     detail: self.detail,
                 };
@@ -292,17 +321,13 @@ fn end() -> Option<Running> {
 fn succeeded() -> Result<()> {
     let Some(mut running) = end() else { return Ok(()) };
     let mut frames = std::mem::take(&mut running.buffers.frames);
-    if running.records == 0 {
-        // What has written nothing has nothing that could be rolled back.
-        let xid = match running.operation.kind {
-            Kind::Write => xact::current_id().unwrap_or(0),
-            Kind::Read | Kind::Watch => 0,
-        };
-        let outcome = if xid == 0 { Outcome::Ok } else { Outcome::Pending };
+    let mut records = running.given + running.also;
+    if running.given == 0 {
+        let (outcome, xid) = running.fate();
         About::of(&running).push(&mut frames, outcome, None, xid);
-        running.records = 1;
+        records += 1;
     }
-    let appended = spool::append(&mut frames, running.records, Class::Needed);
+    let appended = spool::append(&mut frames, records, Class::Needed);
     Buffers { frames, ..running.buffers }.keep();
     match appended {
         Err(_) if running.operation.kind == Kind::Watch => Ok(()),

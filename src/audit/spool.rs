@@ -179,13 +179,12 @@ pub fn worth_writing() -> bool {
 
 /// One record for refusals of one actor that were only counted. Within a transaction that has not failed.
 pub fn write_counted(actor: log::Actor, count: u64) {
-    static SEVERAL: super::Operation =
-        super::Operation { function: "several", action: "several", kind: super::Kind::Read };
     let role = super::name_of(actor.role.into());
     let who = super::Names { session_role: role.clone(), role };
     let client = actor.address.map_or(log::Client::None, log::Client::Ip);
     let about = About {
-        operation: &SEVERAL,
+        function: "several",
+        action: "several",
         who: &who,
         token: None,
         subject: None,

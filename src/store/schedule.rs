@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 
 use super::secrets::{TIMESTAMPTZ, unreadable};
 use super::sql::{live, sql};
+use super::versions::StoredKey;
 use crate::error::Result;
 use crate::pg::spi::{Bind, Row, Spi, Statement};
 
@@ -253,25 +254,28 @@ pub fn ended(spi: &Spi, now: i64, after: Place, limit: i32) -> Result<Vec<Dated>
 }
 
 static LOCK: Statement = Statement::new(
-    c"SELECT s.keep_versions FROM vault.secrets s WHERE s.id = $1 FOR UPDATE SKIP LOCKED",
+    c"SELECT s.name, s.keep_versions FROM vault.secrets s WHERE s.id = $1 FOR UPDATE SKIP LOCKED",
     &[pg_sys::UUIDOID],
 );
 
-/// Locks a secret and returns its `keep_versions`; None if there is none, or somebody else has it.
-pub fn lock(spi: &Spi, secret: Id) -> Result<Option<Option<i32>>> {
-    Ok(spi.run(&LOCK, &[Bind::Uuid(secret)])?.first().map(|row| row.int(1)))
+/// Locks a secret and returns its name and `keep_versions`; None if there is none, or somebody else has it.
+pub fn lock(spi: &Spi, secret: Id) -> Result<Option<(String, Option<i32>)>> {
+    spi.run(&LOCK, &[Bind::Uuid(secret)])?
+        .first()
+        .map(|row| Ok((row.text(1).ok_or_else(unreadable)?.to_owned(), row.int(2))))
+        .transpose()
 }
 
 static SETTLE: Statement = Statement::new(
     c"UPDATE vault.secret_versions SET settled = true
-       WHERE secret_id = $1 AND expires_at <= $2 AND NOT settled RETURNING version_id, wrapped_dek",
+       WHERE secret_id = $1 AND expires_at <= $2 AND NOT settled RETURNING version, version_id, wrapped_dek",
     &[pg_sys::UUIDOID, TIMESTAMPTZ],
 );
 
-/// Marks the versions of a locked secret whose grace is over as dealt with. Returns id and wrapped DEK of each.
-pub fn settle(spi: &Spi, secret: Id, now: i64) -> Result<Vec<(Id, Vec<u8>)>> {
+/// Marks the versions of a locked secret whose grace is over as dealt with, and returns them.
+pub fn settle(spi: &Spi, secret: Id, now: i64) -> Result<Vec<StoredKey>> {
     let rows = spi.run(&SETTLE, &[Bind::Uuid(secret), Bind::Timestamp(now)])?;
-    Ok(rows.iter().filter_map(|row| Some((row.uuid(1)?, row.bytes(2)?.to_vec()))).collect())
+    Ok(rows.iter().filter_map(StoredKey::of).collect())
 }
 
 static COUNT: Statement = Statement::query(

@@ -15,6 +15,7 @@ use crate::pg::scan::{IndexedTable, Key};
 use crate::pg::spi::{Bind, Row, Spi, Statement};
 use crate::pg::tuple::Tuple;
 use crate::store::sql::{info, sql};
+use crate::store::versions::StoredKey;
 
 thread_local! {
     static BY_NAME: IndexedTable =
@@ -213,6 +214,13 @@ pub struct Locked {
     /// As of the moment the lock was there.
     pub presence: Presence,
     pub has_target: bool,
+}
+
+impl Locked {
+    /// The key of the current version.
+    pub fn key(&self) -> StoredKey {
+        StoredKey { version: self.version, version_id: self.version_id, wrapped: self.wrapped.clone() }
+    }
 }
 
 static LOCK: Statement = Statement::new(

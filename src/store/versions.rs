@@ -121,17 +121,27 @@ pub fn end_grace(spi: &Spi, secret: Id, version: i32, now: Datum) -> Result<()> 
 }
 
 static KEYS: Statement = Statement::new(
-    c"SELECT version_id, wrapped_dek FROM vault.secret_versions WHERE secret_id = $1",
+    c"SELECT version, version_id, wrapped_dek FROM vault.secret_versions WHERE secret_id = $1",
     &[pg_sys::UUIDOID],
 );
 
-/// Id and wrapped DEK of every superseded version of a locked secret.
-pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
-    Ok(spi.run(&KEYS, &[Bind::Uuid(secret)])?.iter().filter_map(key).collect())
+/// A version and its key as it is stored.
+pub struct StoredKey {
+    pub version: i32,
+    pub version_id: Id,
+    pub wrapped: Vec<u8>,
 }
 
-fn key(row: Row<'_>) -> Option<(Id, Vec<u8>)> {
-    Some((row.uuid(1)?, row.bytes(2)?.to_vec()))
+impl StoredKey {
+    /// From a row of a version's number, id and wrapped DEK.
+    pub fn of(row: Row<'_>) -> Option<Self> {
+        Some(Self { version: row.int(1)?, version_id: row.uuid(2)?, wrapped: row.bytes(3)?.to_vec() })
+    }
+}
+
+/// The keys of all superseded versions of a locked secret.
+pub fn keys(spi: &Spi, secret: Id) -> Result<Vec<StoredKey>> {
+    Ok(spi.run(&KEYS, &[Bind::Uuid(secret)])?.iter().filter_map(StoredKey::of).collect())
 }
 
 static SEAL_AGAIN: Statement = Statement::new(
@@ -150,12 +160,12 @@ static SUPERSEDED: Statement = Statement::query(
     &[pg_sys::UUIDOID],
 );
 static PURGE: Statement = Statement::new(
-    c"DELETE FROM vault.secret_versions WHERE secret_id = $1 AND version = $2 RETURNING version_id, wrapped_dek",
+    c"DELETE FROM vault.secret_versions WHERE secret_id = $1 AND version = $2 RETURNING version, version_id, wrapped_dek",
     &[pg_sys::UUIDOID, pg_sys::INT4OID],
 );
 
-/// Deletes the retained versions of a locked secret beyond the newest `keep`. Returns id and wrapped DEK of each.
-pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<(Id, Vec<u8>)>> {
+/// Deletes the retained versions of a locked secret beyond the newest `keep`, and returns them.
+pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<StoredKey>> {
     let superseded: Vec<Superseded> = {
         let rows = spi.run(&SUPERSEDED, &[Bind::Uuid(secret)])?;
         rows.iter()
@@ -167,21 +177,20 @@ pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<Vec<(Id, Vec<
     let mut purged = Vec::new();
     for version in versions_to_purge(Timestamp(now), &superseded, keep) {
         let rows = spi.run(&PURGE, &[Bind::Uuid(secret), Bind::Int(version)])?;
-        purged.extend(rows.iter().filter_map(key));
+        purged.extend(rows.iter().filter_map(StoredKey::of));
     }
     Ok(purged)
 }
 
 static DELETE_ALL: Statement = Statement::new(
-    c"DELETE FROM vault.secret_versions WHERE secret_id = $1 RETURNING version_id, wrapped_dek",
+    c"DELETE FROM vault.secret_versions WHERE secret_id = $1 RETURNING version, version_id, wrapped_dek",
     &[pg_sys::UUIDOID],
 );
 
-/// Deletes every superseded version of a locked secret, which is about to be deleted itself. Returns id and wrapped
-/// DEK of each.
-pub fn delete_all(spi: &Spi, secret: Id) -> Result<Vec<(Id, Vec<u8>)>> {
+/// Deletes every superseded version of a locked secret, which is about to be deleted itself, and returns them.
+pub fn delete_all(spi: &Spi, secret: Id) -> Result<Vec<StoredKey>> {
     let rows = spi.run(&DELETE_ALL, &[Bind::Uuid(secret)])?;
-    Ok(rows.iter().filter_map(key).collect())
+    Ok(rows.iter().filter_map(StoredKey::of).collect())
 }
 
 static LIST: Statement = Statement::query(

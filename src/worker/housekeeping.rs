@@ -17,7 +17,7 @@ use crate::pg::spi::Spi;
 use crate::pg::transaction::{self, Failure};
 use crate::pg::{clock, worker};
 use crate::store::schedule::{self, Place, START};
-use crate::store::{secrets, versions};
+use crate::store::secrets;
 
 /// Rows of one transaction: each is a few short statements, so that no lock is held for long.
 const BATCH: i32 = 64;
@@ -45,8 +45,11 @@ fn repeat(batch: impl Fn(Place) -> Result<Option<Place>>) -> Result<bool> {
     Ok(true)
 }
 
-static OPERATION: audit::Operation =
+static DELETE: audit::Operation =
     audit::Operation { function: "maintenance", action: "delete", kind: audit::Kind::Write };
+/// The grace of a version is over.
+static EXPIRE: audit::Operation =
+    audit::Operation { function: "maintenance", action: "expire", kind: audit::Kind::Write };
 
 fn destroy_gone(now: i64, after: Place) -> Result<Option<Place>> {
     let found = schedule::gone(&Spi::connect()?, now, after, BATCH)?;
@@ -64,7 +67,7 @@ fn destroy_gone(now: i64, after: Place) -> Result<Option<Place>> {
             && locked.presence == Presence::Gone
         {
             each_for_itself(|| {
-                audit::run(&OPERATION, || {
+                audit::run(&DELETE, || {
                     audit::subject(name);
                     lifecycle::destroy(&Spi::connect()?, &locked)
                 })
@@ -88,12 +91,20 @@ fn settle_ended(now: i64, after: Place) -> Result<Option<Place>> {
     let secrets: BTreeSet<_> = found.iter().map(|dated| dated.secret).collect();
     for secret in secrets {
         each_for_itself(|| {
-            let spi = Spi::connect()?;
-            let Some(keep) = schedule::lock(&spi, secret)? else { return Ok(()) };
-            let mut keys = schedule::settle(&spi, secret, now)?;
-            let keep = keep.unwrap_or_else(config::keep_versions).max(0) as u32;
-            keys.extend(versions::purge(&spi, secret, keep, now)?);
-            keys::forget(secret, &keys)
+            let (name, keep, ended) = {
+                let spi = Spi::connect()?;
+                let Some((name, keep)) = schedule::lock(&spi, secret)? else { return Ok(()) };
+                (name, keep, schedule::settle(&spi, secret, now)?)
+            };
+            let Some((last, others)) = ended.split_last() else { return Ok(()) };
+            audit::run(&EXPIRE, || {
+                audit::subject(&name);
+                audit::version(last.version);
+                others.iter().for_each(|key| audit::also(EXPIRE.action, key.version));
+                keys::forget(secret, &ended)?;
+                let keep = keep.unwrap_or_else(config::keep_versions).max(0) as u32;
+                lifecycle::purge(&Spi::connect()?, secret, keep, now)
+            })
         });
     }
     Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|dated| dated.at))

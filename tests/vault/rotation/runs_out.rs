@@ -1,9 +1,11 @@
 //! What runs out: grace periods, versions beyond those kept, secrets with an end, recovery windows. Rows and keys go by
 //! themselves; readers never waited for that.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{another_look, builder, recorded};
+use crate::audit::log;
 use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, sqlstate, wait_for};
 
 fn cached(root: &mut Client) -> String {
@@ -45,6 +47,19 @@ fn what_has_run_out_is_removed_with_its_keys() {
             "{record}"
         );
     }
+    // What it did to each version.
+    let told = log(&cluster, "action, version, outcome, role", "subject = 'g' AND function = 'maintenance'");
+    assert_eq!(
+        told.lines().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>(),
+        [
+            "expire|1|ok|postgres",
+            "expire|2|ok|postgres",
+            "expire|3|ok|postgres",
+            "purge|1|ok|postgres",
+            "purge|2|ok|postgres"
+        ]
+    );
+    assert_eq!(told.lines().count(), 5, "each once: {told}");
     let listed = "SELECT string_agg(version || ' ' || state, ', ') FROM vault.list_versions('g')";
     assert_eq!(ops.ask(listed), "4 current, 3 retained");
     // What is settled is not looked at again.
@@ -54,6 +69,23 @@ fn what_has_run_out_is_removed_with_its_keys() {
     );
     assert_eq!(ops.ask("SELECT version FROM vault.roll_back_secret('g', 3)"), "5");
     assert_eq!(vault.app().ask("SELECT vault.read_secret('g')"), "v3");
+}
+
+/// Whoever makes a version that pushes another out is told to have done so, unless it did not happen.
+#[test]
+fn what_a_new_version_pushes_out_is_recorded() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut ops = vault.ops();
+    ops.ask("SELECT vault.create_secret('s', 'v1', keep_versions => 1); SELECT vault.put_secret('s', 'v2'); SELECT vault.put_secret('s', 'v3')");
+    ops.ask("BEGIN; SELECT vault.put_secret('s', 'v4'); ROLLBACK; SELECT vault.update_secret('s', keep_versions => 0)");
+    let told = log(&cluster, "action, function, version, outcome, role", "function <> 'create_secret'");
+    assert_eq!(
+        told,
+        "put|put_secret|2|ok|ops\npurge|put_secret|1|ok|ops\nput|put_secret|3|ok|ops\n\
+         purge|put_secret|2|rolled_back|ops\nput|put_secret|4|rolled_back|ops\n\
+         purge|update_secret|2|ok|ops\nupdate|update_secret|∅|ok|ops"
+    );
 }
 
 /// The clock decides for readers: in a long transaction, on a standby, with nobody there to remove anything.
