@@ -126,12 +126,17 @@ impl Posts {
         !ROSTER[index].on_demand || self.hooks_wanted.load(SeqCst)
     }
 
+    /// Says whether the extension is there. Once it is, the launcher starts those that wait for that.
     pub fn set_found(&self, found: bool) {
-        self.found.store(if found { 1 } else { 2 }, Relaxed);
+        let now = if found { 1 } else { 2 };
+        // Release: pairs with the Acquire in `found`, for a launcher that is awake already.
+        if self.found.swap(now, Release) != now && found {
+            self.launcher.wake();
+        }
     }
 
     pub fn found(&self) -> Option<bool> {
-        match self.found.load(Relaxed) {
+        match self.found.load(Acquire) {
             1 => Some(true),
             2 => Some(false),
             _ => None,

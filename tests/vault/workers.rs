@@ -11,6 +11,7 @@ use hyperion_vault_tests::{
 
 const LAUNCHER: &str = "hyperion_vault launcher";
 const MAINTENANCE: &str = "hyperion_vault maintenance";
+const RELAY: &str = "hyperion_vault relay";
 /// A worker is back a second after its end, or at once after a command it made room for; the rest is the machine.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -193,6 +194,20 @@ fn commands_that_want_the_database_for_themselves_have_it() {
     assert_eq!(log.matches("FATAL").count(), 1, "{log}");
     for word in ["exit code", "terminating background worker", "PANIC"] {
         assert!(!log.contains(word), "{word} in\n{log}");
+    }
+}
+
+/// Nobody uses the vault; the first worker has yet to find the extension when the others are thought of.
+#[test]
+fn all_workers_come_soon_after_a_start() {
+    let cluster = Cluster::builder().start();
+    cluster.vault();
+    for round in 0..5 {
+        cluster.restart(StopMode::Fast);
+        let begun = Instant::now();
+        cluster.pid_of(RELAY);
+        cluster.pid_of(MAINTENANCE);
+        assert!(begun.elapsed() < SOON, "round {round}: after {:?}", begun.elapsed());
     }
 }
 
