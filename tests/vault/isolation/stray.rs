@@ -4,14 +4,34 @@
 use super::{state, text};
 use hyperion_vault_tests::{Client, Cluster, Vault, sqlstate};
 
-const TABLES: [&str; 7] =
-    ["secrets", "secret_versions", "vault_meta", "roles", "role_permissions", "role_bindings", "tokens"];
+const TABLES: [&str; 10] = [
+    "secrets",
+    "secret_versions",
+    "vault_meta",
+    "roles",
+    "role_permissions",
+    "role_bindings",
+    "tokens",
+    "audit_log",
+    "audit_spools",
+    "audit_pending",
+];
 
-/// Everything in the tables as a superuser sees it.
+/// Everything in the tables as a superuser sees it; of the audit log, which goes on meanwhile, what had been there when
+/// the attacks began.
 fn contents(root: &mut Client) -> String {
     TABLES
         .map(|table| {
-            text(root, &format!("SELECT string_agg(t::text, '|' ORDER BY t::text) FROM vault.{table} t"))
+            let (what, which) = match table {
+                "audit_log" => ("t::text", "id <= (SELECT id FROM logged)"),
+                "audit_spools" => ("spool_id::text", "true"),
+                "audit_pending" => ("t::text", "id <= (SELECT id FROM logged)"),
+                _ => ("t::text", "true"),
+            };
+            text(
+                root,
+                &format!("SELECT string_agg({what}, '|' ORDER BY {what}) FROM vault.{table} t WHERE {which}"),
+            )
         })
         .join("\n")
 }
@@ -25,6 +45,9 @@ fn attacks() -> Vec<String> {
             "secret_versions" => "version",
             "vault_meta" => "vault_id",
             "role_permissions" | "role_bindings" => "role_id",
+            "audit_log" => "subject",
+            "audit_spools" => "spool_id",
+            "audit_pending" => "xid",
             _ => "name",
         };
         for attack in [
@@ -93,6 +116,13 @@ fn attacks() -> Vec<String> {
             "INSERT INTO vault.role_bindings SELECT '00000000-0000-0000-0000-000000000000', current_user, 'stray'::regrole, now()",
             "INSERT INTO vault.tokens SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', sha256('x'), 'stray', now(), 'stray'",
             "UPDATE vault.tokens SET hash = sha256('x')",
+            "INSERT INTO vault.audit_log SELECT * FROM vault.audit_log",
+            "INSERT INTO vault.audit_log (id, at, spool_id, position, system_id, timeline, node, session_role, role, client, action, function, outcome)
+             SELECT 1, now(), gen_random_uuid(), 1, 1, 1, 'n', 'r', 'r', 'local', 'read', 'read_secret', 'ok'",
+            "UPDATE vault.audit_log SET outcome = 'ok', subject = 'another'",
+            "INSERT INTO vault.audit_spools SELECT gen_random_uuid(), 1",
+            "UPDATE vault.audit_spools SET position = 0",
+            "INSERT INTO vault.audit_pending VALUES (1, '3')",
             "SELECT vault.bind_role('admin', 'stray')",
             "SELECT vault.create_token('stray', 'kept')",
             "COPY vault.vault_meta FROM PROGRAM 'echo'",
@@ -181,7 +211,18 @@ fn every_privilege_on_the_tables_gives_nothing() {
         ))
         .unwrap();
     }
+    crate::audit::settle(&cluster);
+    // Pending for as long as a transaction is open that has no lock on anything.
+    let mut open = vault.root();
+    open.batch_execute("BEGIN").unwrap();
+    let xid = text(&mut open, "SELECT pg_current_xact_id()::text");
+    root.batch_execute(&format!(
+        "CREATE TABLE logged AS SELECT max(id) AS id FROM vault.audit_log;
+         INSERT INTO vault.audit_pending SELECT id, '{xid}' FROM logged"
+    ))
+    .unwrap();
     let before = contents(&mut root);
+    assert!(before.ends_with(&format!(",{xid})")), "{before}");
     assert!(before.contains("kept/20"), "the superuser sees the rows, or the comparison shows nothing");
     // Positive control: without row-level security the very same statement of the very same role sees rows.
     root.batch_execute("BEGIN; ALTER TABLE vault.secrets DISABLE ROW LEVEL SECURITY; SET LOCAL ROLE stray")
