@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Prepares a machine for building and testing: build tools, a PostgreSQL tree for each major named, and moto if named.
-#   packaging/setup.sh [MAJOR ...] [moto]     (default: 15 18 moto)
+# Prepares a machine for building and testing: build tools, a PostgreSQL tree for each major named, and moto and valgrind if
+# named.
+#   packaging/setup.sh [MAJOR ...] [moto] [valgrind]     (default: 15 18 moto)
 #
 # Runs as root or as a normal user; needs nothing prepared. A second run changes nothing.
 set -euo pipefail
@@ -21,6 +22,8 @@ for word in "$@"; do
     case $word in
     15 | 16 | 17 | 18) majors+=("$word") ;;
     moto) moto=yes ;;
+    # What needs it is left out where it is not.
+    valgrind) has valgrind || ! may_apt || want valgrind ;;
     *) die "PostgreSQL $word is not supported; the majors are 15, 16, 17 and 18" ;;
     esac
 done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold, from nothing: set-up, format, lints, tests of the pure crates, and for each major the
-# extension built with fault injection, installed into a private tree and tested on throw-away clusters.
+# extension built with fault injection, installed into a private tree and tested on throw-away clusters. At last the
+# instructions of a read are held against their limits, in a release build, where there is valgrind.
 #
 # Runs as root (the server then runs as an unprivileged user) or as a normal user. A stage that fails does not stop the
 # others; the last line counts all tests, and the exit status is 0 only if nothing failed.
@@ -36,7 +37,7 @@ main() {
     # Set-up is not a check: without it nothing else says anything, so a failure ends the run here.
     stage "set-up: tools, PostgreSQL $(every_major), moto"
     # shellcheck disable=SC2046 # majors are words
-    "$here/setup.sh" $(every_major) moto
+    "$here/setup.sh" $(every_major) moto valgrind
     ensure_rust >/dev/null
     ensure_rust_components
     # One run at a time installs into the trees of this cache.
@@ -61,6 +62,11 @@ main() {
         # Without it, whatever an earlier run left in the tree would be tested.
         [ $RESULT != ok ] || check "tests-pg$major" integration "$major"
     done
+    if has valgrind; then
+        check "instructions-pg${MAJORS[-1]}" env PG_MAJOR="${MAJORS[-1]}" "$here/bench.sh" gate
+    else
+        info "(valgrind is not installed: the instructions of a read are not counted)"
+    fi
     summary "$((SECONDS - began))"
 }
 
@@ -71,6 +77,7 @@ every_major() { printf '%s\n' "${MAJORS[@]}" "${CHECKED[@]}" | sort -un | paste 
 plan() {
     STAGES=$((4 + ${#CHECKED[@]} + 2 * ${#MAJORS[@]}))
     ! cargo deny --version >/dev/null 2>&1 || STAGES=$((STAGES + 1))
+    ! has valgrind && ! may_apt || STAGES=$((STAGES + 1))
 }
 
 wanted() {

@@ -7,7 +7,7 @@
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
 //! `kms`, `scale`, `access`, `audit`, `crowd` and `rotation` are other matters, with clusters and files of their own;
-//! `instructions` counts instead of measuring time.
+//! `instructions` counts instead of measuring time, and `gate`, which is not in "all", fails if there are too many.
 
 mod access;
 mod audit;
@@ -101,6 +101,7 @@ fn main() {
             audit::NAME,
             crowd::NAME,
             instructions::NAME,
+            instructions::GATE,
             rotation::NAME,
         ]
         .iter()
@@ -113,6 +114,9 @@ fn main() {
     let mut document = if scenarios.is_empty() { json!({}) } else { beside_plain(&plan, &scenarios, cores) };
     if plan.wants(instructions::NAME) {
         document["instructions"] = instructions::measure();
+    }
+    if plan.only.iter().any(|name| name == instructions::GATE) {
+        document["gate"] = instructions::check();
     }
     if plan.wants(audit::NAME) {
         document["audit"] = audit::measure(plan.pairs, cores);
