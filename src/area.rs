@@ -70,6 +70,7 @@ pub struct Audit {
     pub spool: audit::Shared,
     pub denials: audit::Denials,
     pub relay: RelayStats,
+    pub growth: audit::Growth,
     /// Those who wait for a sync that another is at.
     pub synced: CondVar,
 }
@@ -83,8 +84,6 @@ pub struct RelayStats {
     pub backlog: AtomicU64,
     /// Microseconds since 2000: what was appended before then is in the table. 0: the relay has not run yet.
     pub settled: AtomicU64,
-    /// Bytes a second by which the spools grew over the last minute, as bits of an f64.
-    pub growth: AtomicU64,
     /// Frames found torn since the server started.
     pub torn: AtomicU64,
 }

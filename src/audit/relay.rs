@@ -51,10 +51,9 @@ const RECOVERY_PAUSE: Duration = Duration::from_secs(2);
 const BATCH_BYTES: usize = 1 << 20;
 /// How often transactions that were running are asked about again, and counted refusals are looked for.
 const REVIEW: Duration = Duration::from_secs(1);
-/// Transactions asked about in one go.
+/// Writes asked about in one go, and how often at most in one review, if that is worth while.
 const REVIEWED: i32 = 1000;
-/// Over which the growth of the spools is averaged.
-const GROWTH: Duration = Duration::from_secs(60);
+const REVIEWS: usize = 10;
 /// A record's usual length, for an estimate.
 const USUAL_BYTES: u64 = 200;
 
@@ -72,8 +71,8 @@ struct Relay {
     /// How far spools are known to be taken.
     taken: HashMap<Id, Taken>,
     reviewed_at: u64,
-    /// When and how large the spools were last.
-    size: Option<(u64, u64)>,
+    /// The last pending row that was asked about; the next review begins behind it.
+    reviewed: i64,
 }
 
 /// How far a spool is in the table.
@@ -91,6 +90,8 @@ impl Relay {
             // What lies there may be another server's.
             return Ok(PAUSE);
         }
+        let now = monotonic_ms();
+        area.audit.growth.look(now, area.audit.spool.size());
         if identity::in_recovery() {
             // After a promotion everything is looked at anew.
             self.taken.clear();
@@ -98,12 +99,11 @@ impl Relay {
             config::with_spool_dir(|base| self.tidy(&area, base))?;
             return Ok(RECOVERY_PAUSE);
         }
-        let now = monotonic_ms();
         if now.saturating_sub(self.reviewed_at) >= REVIEW.as_millis() as u64 {
             self.reviewed_at = now;
-            review(&area)?;
+            // What fails here keeps nothing from being taken.
+            session::step(|| self.review(&area));
         }
-        self.measure(&area, now);
         config::with_spool_dir(|base| self.take(&area, base))
     }
 
@@ -154,6 +154,36 @@ impl Relay {
         told(unread)?;
         self.caught_up(area, before, drained)?;
         Ok(PAUSE)
+    }
+
+    /// Asks again about transactions that were running, and writes counts of refusals whose time is over.
+    fn review(&mut self, area: &Area) -> Result<()> {
+        transaction::run(|| {
+            for (actor, count) in area.audit.denials.take_counted(monotonic_ms() / 1000) {
+                write_counted(actor, count);
+            }
+            Ok(())
+        })?;
+        for _ in 0..REVIEWS {
+            let after = self.reviewed;
+            let (last, resolved) = transaction::run(|| {
+                let pending = table::pending(after, REVIEWED)?;
+                // One transaction may have more than are asked about in one go: the others do not wait for its end.
+                let last = pending.last().filter(|_| pending.len() == REVIEWED as usize).map(|row| row.id);
+                let resolved: Vec<(i64, Outcome)> = pending
+                    .into_iter()
+                    .map(|row| (row.id, judge(row.system_id, row.timeline, row.xid)))
+                    .filter(|(_, outcome)| *outcome != Outcome::Pending)
+                    .collect();
+                table::resolve(&resolved)?;
+                Ok((last, resolved.len()))
+            })?;
+            self.reviewed = last.unwrap_or(0);
+            if last.is_none() || resolved == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn taken(&self, spool: &Spool) -> Taken {
@@ -230,21 +260,6 @@ impl Relay {
         }
         area.audit.relay.backlog.store(backlog, Relaxed);
     }
-
-    fn measure(&mut self, area: &Area, now: u64) {
-        let size = area.audit.spool.size();
-        let Some((then, before)) = self.size.replace((now, size)) else { return };
-        let seconds = now.saturating_sub(then) as f64 / 1000.0;
-        if seconds <= 0.0 {
-            self.size = Some((then, before));
-            return;
-        }
-        let rate = (size as f64 - before as f64) / seconds;
-        let cell = &area.audit.relay.growth;
-        let weight = (seconds / GROWTH.as_secs_f64()).min(1.0);
-        let average = f64::from_bits(cell.load(Relaxed));
-        cell.store((average + (rate - average) * weight).to_bits(), Relaxed);
-    }
 }
 
 /// What could not be read, once nothing else is to be done.
@@ -268,10 +283,11 @@ fn notice_loss(area: &Area, base: &Path) {
     let shared = &area.audit.spool;
     let (generation, segment) = (shared.generation(), shared.segment());
     if segment != 0 && !log::intact(base, shared) && shared.segment() == segment {
+        // First, since nothing is appended to it from then on.
+        shared.close(generation);
         pgrx::warning!(
             "hyperion_vault: a segment of the open audit spool is gone, or its staging file; records may be lost"
         );
-        shared.close(generation);
     }
 }
 
@@ -349,19 +365,4 @@ fn judge(system_id: u64, timeline: u32, xid: u64) -> Outcome {
         Fate::Running => Outcome::Pending,
         Fate::Unknown => Outcome::Unknown,
     }
-}
-
-/// Asks again about transactions that were running, and writes counts of refusals whose time is over.
-fn review(area: &Area) -> Result<()> {
-    transaction::run(|| {
-        for (actor, count) in area.audit.denials.take_counted(monotonic_ms() / 1000) {
-            write_counted(actor, count);
-        }
-        let resolved: Vec<(i64, Outcome)> = table::pending(REVIEWED)?
-            .into_iter()
-            .map(|row| (row.id, judge(row.system_id, row.timeline, row.xid)))
-            .filter(|(_, outcome)| *outcome != Outcome::Pending)
-            .collect();
-        table::resolve(&resolved)
-    })
 }

@@ -23,7 +23,8 @@ pub fn status(area: &Area) -> Value {
         (_, settled) => Some((crate::pg::clock() - settled as i64).max(0) as f64 / 1e6),
     };
     let (size, limit) = (spool.size(), config::spool_limit());
-    let growth = f64::from_bits(count(&relay.growth));
+    let growth = &area.audit.growth;
+    growth.look(crate::pg::monotonic_ms(), size);
     let failed_at = count(&spool.failed_at);
     json!({
         "open": spool.segment() != 0,
@@ -33,7 +34,7 @@ pub fn status(area: &Area) -> Value {
         "lag_seconds": lag_seconds,
         "spool_bytes": size,
         "spool_max_bytes": limit,
-        "seconds_to_full": (growth > 0.0).then(|| (limit.saturating_sub(size) as f64 / growth) as u64),
+        "seconds_to_full": growth.seconds_to_full(size, limit),
         "append_failures": count(&spool.failed),
         "last_append_failure": (failed_at != 0).then(|| last_failure(area.audit)),
         "last_append_failure_at_unix": (failed_at != 0).then_some(failed_at),

@@ -44,7 +44,7 @@ pub struct Waiting<'a>(&'a CondVar);
 
 impl Waiting<'_> {
     pub fn sleep(&self, timeout: Duration) {
-        let millis = timeout.as_millis().clamp(1, i32::MAX as u128) as std::ffi::c_long;
+        let millis = super::latch::millis(timeout);
         // SAFETY: initialised; prepared by `prepare`.
         unsafe { pg_sys::ConditionVariableTimedSleep(self.0.0.get(), millis, pg_sys::PG_WAIT_EXTENSION) };
     }

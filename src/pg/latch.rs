@@ -41,10 +41,15 @@ pub fn wake(proc_number: i32) {
     }
 }
 
+/// For the server's waits. Rounded up: who sleeps until a date is not to wake just before it.
+pub fn millis(timeout: Duration) -> std::ffi::c_long {
+    timeout.as_nanos().div_ceil(1_000_000).clamp(1, i32::MAX as u128) as std::ffi::c_long
+}
+
 /// Sleeps until the latch is set or `timeout` is over, then lets a pending cancel, timeout or termination take
 /// effect: it leaves as an ERROR that unwinds, or ends the process through its exit callbacks.
 pub fn wait(timeout: Duration) {
-    let millis = timeout.as_millis().clamp(1, i32::MAX as u128) as std::ffi::c_long;
+    let millis = millis(timeout);
     // SAFETY: MyLatch is this process's own latch; the flags ask for nothing that needs a socket.
     unsafe {
         pg_sys::WaitLatch(
@@ -60,7 +65,7 @@ pub fn wait(timeout: Duration) {
 
 /// As [`wait`], also until `fd` is readable. For the worker's loop, which looks at its signals itself.
 pub fn wait_or_readable(fd: RawFd, timeout: Duration) {
-    let millis = timeout.as_millis().clamp(1, i32::MAX as u128) as std::ffi::c_long;
+    let millis = millis(timeout);
     // SAFETY: as in `wait`; `fd` is open for the caller's lifetime of it.
     unsafe {
         pg_sys::WaitLatchOrSocket(

@@ -22,8 +22,10 @@ pub enum Command {
         from: String,
         to: String,
     },
-    /// CREATE DATABASE with this one as its template.
-    CopyDatabase(String),
+    CopyDatabase {
+        template: String,
+        to: String,
+    },
     DropExtension(Vec<String>),
     CreateExtension(String),
 }
@@ -144,7 +146,7 @@ unsafe fn command(node: *mut pg_sys::Node) -> Option<Command> {
                     }
                     _ => "template1".to_owned(),
                 };
-                Some(Command::CopyDatabase(template))
+                Some(Command::CopyDatabase { template, to: datum::cstr_lossy(statement.dbname) })
             }
             T_CreateExtensionStmt => {
                 let statement = &*node.cast::<pg_sys::CreateExtensionStmt>();

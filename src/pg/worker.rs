@@ -178,7 +178,7 @@ pub enum Wakeup {
 
 /// Sleeps between two transactions. Unlike `latch::wait` it tells a request to stop instead of dying of it.
 pub fn nap(timeout: Duration) -> Wakeup {
-    let millis = timeout.as_millis().clamp(1, i32::MAX as u128) as std::ffi::c_long;
+    let millis = super::latch::millis(timeout);
     // SAFETY: MyLatch is this process's own; QueryCancelPending is a flag of this process.
     unsafe {
         if !death_requested() {

@@ -189,14 +189,15 @@ static PENDING: Statement = Statement::query(
     c"SELECT p.id, l.system_id, l.timeline, p.xid
         FROM vault.audit_pending p,
              LATERAL (SELECT system_id::text, timeline FROM vault.audit_log WHERE id = p.id OFFSET 0) l
-       ORDER BY p.id LIMIT $1",
-    &[pg_sys::INT4OID],
+       WHERE p.id > $1 ORDER BY p.id LIMIT $2",
+    &[pg_sys::INT8OID, pg_sys::INT4OID],
 );
 
-pub fn pending(most: i32) -> Result<Vec<Pending>> {
+/// Pending rows behind one, at most so many.
+pub fn pending(after: i64, most: i32) -> Result<Vec<Pending>> {
     let spi = Spi::connect()?;
     spi.prefer_index_order();
-    let rows = spi.run(&PENDING, &[Bind::Int(most)])?;
+    let rows = spi.run(&PENDING, &[Bind::Raw(Some(Datum::from(after))), Bind::Int(most)])?;
     let pending = rows.iter().map(|row| {
         Some(Pending {
             id: row.bigint(1)?,

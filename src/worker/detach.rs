@@ -47,7 +47,7 @@ fn before(command: &Command) {
         {
             catalog::may_manage_database(name, role)
         }
-        Command::CopyDatabase(template) if config::is_vault_database(template) => {
+        Command::CopyDatabase { template, .. } if config::is_vault_database(template) => {
             catalog::may_copy_database(template, role)
         }
         // Nobody else owns it: it is not a trusted extension.
@@ -63,7 +63,9 @@ fn before(command: &Command) {
     }
     let news = match command {
         Command::CreateExtension(name) => name == "hyperion_vault" && in_vault_database(),
-        Command::RenameDatabase { to, .. } => config::is_vault_database(to),
+        Command::RenameDatabase { to, .. } | Command::CopyDatabase { to, .. } => {
+            config::is_vault_database(to)
+        }
         _ => false,
     };
     if news {

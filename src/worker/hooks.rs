@@ -19,8 +19,10 @@ use crate::store::schedule::{self, Lane};
 
 pub const NAME: &CStr = c"hyperion_vault hooks";
 
-/// Between two passes.
+/// Between two passes while there is more.
 const BREATH: Duration = Duration::from_millis(20);
+/// When all that is due is locked by others: each look asks the key service for a key.
+const LOCKED: Duration = Duration::from_secs(1);
 
 /// Entry point, by name, for the postmaster; the argument is its place in the roster.
 #[unsafe(no_mangle)]
@@ -38,7 +40,7 @@ fn turn() -> Result<Duration> {
     if !more && !are_due()? {
         session::leave_for_now();
     }
-    Ok(BREATH)
+    Ok(if more { BREATH } else { LOCKED })
 }
 
 /// Asks for the worker, if there is anything for it. In the maintenance worker.
@@ -46,7 +48,8 @@ pub fn call() -> Result<()> {
     if are_due()? {
         let posts = &area::get()?.header.posts;
         if !posts.hooks_wanted.swap(true, SeqCst) {
-            posts.tell_launcher();
+            // No news: a worker that has failed again and again is not started sooner for it.
+            posts.launcher.wake();
         }
     }
     Ok(())

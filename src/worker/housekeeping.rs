@@ -71,19 +71,22 @@ fn destroy_gone(now: i64, after: Place) -> Result<Option<Place>> {
                     audit::subject(name);
                     lifecycle::destroy(&Spi::connect()?, &locked)
                 })
-            });
+            })?;
         }
     }
     Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|(_, dated)| dated.at))
 }
 
-/// What cannot be done to one secret keeps nobody else waiting; it is tried again in the next pass.
-fn each_for_itself(f: impl FnOnce() -> Result<()>) {
+/// What cannot be done to one secret keeps nobody else waiting; it is tried again in the next pass. What can be done to
+/// none, since no record can be written, is an error.
+fn each_for_itself(f: impl FnOnce() -> Result<()>) -> Result<()> {
     match transaction::savepoint(f) {
         Ok(()) => {}
+        Err(Failure::Ours(error)) if error.is_outage() => return Err(*error),
         Err(Failure::Ours(error)) => (*error).warn(),
         Err(Failure::Raised(report) | Failure::Server(report)) => crate::error::log_caught(&report),
     }
+    Ok(())
 }
 
 fn settle_ended(now: i64, after: Place) -> Result<Option<Place>> {
@@ -105,7 +108,7 @@ fn settle_ended(now: i64, after: Place) -> Result<Option<Place>> {
                 let keep = keep.unwrap_or_else(config::keep_versions).max(0) as u32;
                 lifecycle::purge(&Spi::connect()?, secret, keep, now)
             })
-        });
+        })?;
     }
     Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|dated| dated.at))
 }

@@ -71,6 +71,8 @@ struct Charge {
     handle: Option<DynamicWorker>,
     /// Seen at its post since it was started, or found there.
     seen: bool,
+    /// The number of the news when it was started.
+    news: u32,
 }
 
 struct Launcher {
@@ -116,13 +118,14 @@ impl Launcher {
         if charge.handle.take().is_some() || charge.seen {
             charge.seen = false;
             let how = match post.reason() {
-                Reason::Told | Reason::Taken => Ended::Orderly,
+                Reason::Told => Ended::Orderly,
                 Reason::NoExtension => Ended::NothingToDo,
                 Reason::Unknown => Ended::Failed,
             };
             charge.record.ended(now, how);
-            if post.reason() == Reason::Told && self.posts.news.load(Acquire) != self.news {
-                // It made way for a command that is over by now.
+            // Something has changed since it was started, before or after the server was done with it: it made way for a
+            // command that is over by now, or looked too early.
+            if self.posts.news.load(Acquire) != charge.news {
                 charge.record.forgive();
             }
         }
@@ -139,13 +142,16 @@ impl Launcher {
     fn start(&mut self, index: usize, now: u64) -> Duration {
         let charge = &mut self.workers[index];
         let post = &self.posts.workers[index];
+        charge.record.started(now);
+        charge.news = self.posts.news.load(Acquire);
+        // One that dies before it takes its post is not to be judged by what its predecessor said.
+        post.set_reason(Reason::Unknown);
         if !catalog::accepts_connections(&config::database()) {
-            self.posts.set_found(false);
+            self.posts.set_found(index, false);
             post.failed("the vault's database does not exist or takes no connections");
             charge.record.ended(now, Ended::NothingToDo);
             return charge.record.wait(now);
         }
-        charge.record.started(now);
         match worker::start(ROSTER[index].name, ROSTER[index].entry, index) {
             Some(handle) => {
                 charge.handle = Some(handle);

@@ -50,5 +50,5 @@ fn turn() -> Result<Duration> {
         let spi = Spi::connect()?;
         schedule::next(&spi, rotations)
     })?;
-    Ok(decide::pause(clock(), next, config::scan_interval()))
+    Ok(decide::pause(clock(), next, config::scan_interval()).min(token_uses::pause()))
 }

@@ -40,8 +40,6 @@ pub enum Reason {
     Told = 1,
     /// The extension is not there.
     NoExtension = 2,
-    /// There was one already.
-    Taken = 3,
 }
 
 impl Post {
@@ -83,7 +81,6 @@ impl Post {
         match self.reason.load(Acquire) {
             1 => Reason::Told,
             2 => Reason::NoExtension,
-            3 => Reason::Taken,
             _ => Reason::Unknown,
         }
     }
@@ -126,8 +123,12 @@ impl Posts {
         !ROSTER[index].on_demand || self.hooks_wanted.load(SeqCst)
     }
 
-    /// Says whether the extension is there. Once it is, the launcher starts those that wait for that.
-    pub fn set_found(&self, found: bool) {
+    /// Says whether the extension is there, if this is the worker of that place in the roster who finds that out: others may
+    /// have looked before it did. Once it is there, the launcher starts those that wait for that.
+    pub fn set_found(&self, index: usize, found: bool) {
+        if index != 0 {
+            return;
+        }
         let now = if found { 1 } else { 2 };
         // Release: pairs with the Acquire in `found`, for a launcher that is awake already.
         if self.found.swap(now, Release) != now && found {

@@ -62,20 +62,18 @@ pub fn serve(index: usize, mut turn: impl FnMut() -> Result<Duration>) -> ! {
     let mut failures = 0;
     loop {
         leave_if_told(posts, post);
-        if worker::reload_requested() {
-            worker::reload_configuration();
-        }
+        reload_if_told();
         FAILED.set(false);
         let pause = step(|| {
             if !transaction::run(|| Ok(catalog::extension_exists()))? {
                 return Ok(None);
             }
-            posts.set_found(true);
+            posts.set_found(index, true);
             worker::report_running();
             turn().map(Some)
         });
         if pause == Some(None) {
-            posts.set_found(false);
+            posts.set_found(index, false);
             leave(post, Reason::NoExtension);
         }
         let mut pause = pause.flatten().unwrap_or(FIRST_PAUSE);
@@ -86,6 +84,10 @@ pub fn serve(index: usize, mut turn: impl FnMut() -> Result<Duration>) -> ! {
             failures = 0;
         }
         worker::report_idle();
+        // Told during the turn, whose own waits may have taken the latch: the pause is that of the former settings.
+        if reload_if_told() {
+            continue;
+        }
         if worker::nap(pause) == Wakeup::Stop {
             leave(post, Reason::Told);
         }
@@ -114,6 +116,15 @@ fn recover<R>(error: CaughtError) -> Option<R> {
         post.failed(report.message());
     }
     None
+}
+
+/// Reads the configuration again if it may have changed; whether it may.
+fn reload_if_told() -> bool {
+    let told = worker::reload_requested();
+    if told {
+        worker::reload_configuration();
+    }
+    told
 }
 
 fn leave_if_told(posts: &Posts, post: &Post) {

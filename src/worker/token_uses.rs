@@ -5,6 +5,7 @@
 //! a revocation that waits; locked rows are passed over, and the transaction is short.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use crate::area;
 use crate::error::Result;
@@ -16,6 +17,11 @@ const EVERY_MS: u64 = 300_000;
 
 thread_local! {
     static NEXT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How long until there is something to write down again.
+pub fn pause() -> Duration {
+    Duration::from_millis(NEXT.get().saturating_sub(monotonic_ms()))
 }
 
 /// One turn of the maintenance worker, outside of a transaction.

@@ -30,6 +30,15 @@ impl Process {
         fs::read_link(format!("/proc/{}/exe", self.pid)).ok()
     }
 
+    /// Whether it sleeps, and no signal is on its way to it.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        // proc_pid_status(5): pending signals of the thread and of the process are masks in hexadecimal.
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let none = |name| field(name).is_some_and(|mask| mask.bytes().all(|digit| digit == b'0'));
+        field("State:").is_some_and(|state| state.starts_with('S')) && none("SigPnd:") && none("ShdPnd:")
+    }
+
     /// Whether this very process still runs. One that has died but was not waited for yet does not run.
     pub fn is_running(&self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.running && stat.started == self.started)
@@ -47,9 +56,15 @@ pub(crate) fn children_of(parent: i32) -> Vec<Process> {
     children
 }
 
+/// Whether it has been stopped, or has died.
+pub(crate) fn stands_still(pid: i32) -> bool {
+    stat(pid).is_none_or(|stat| stat.stopped || !stat.running)
+}
+
 struct Stat {
     parent: i32,
     running: bool,
+    stopped: bool,
     started: u64,
 }
 
@@ -59,6 +74,7 @@ fn stat(pid: i32) -> Option<Stat> {
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
     Some(Stat {
         running: !matches!(*fields.first()?, "Z" | "X" | "x"),
+        stopped: *fields.first()? == "T",
         parent: fields.get(1)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
     })
@@ -81,6 +97,11 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         let seen = Process::child(me, pid).unwrap();
         assert!(seen.is_running());
+        crate::wait_for("the child to sleep", crate::PATIENCE, || seen.is_at_rest());
+        assert!(!stands_still(pid));
+        crate::sys::send_signal(pid, libc::SIGSTOP).unwrap();
+        crate::wait_for("the child to stop", crate::PATIENCE, || stands_still(pid));
+        assert!(seen.is_running() && !seen.is_at_rest());
         assert!(children_of(me).iter().any(|process| process.pid == pid));
         assert_eq!(Process::child(pid, pid), None, "it is not its own child");
         child.kill().unwrap();

@@ -5,10 +5,10 @@
 
 use crate::PATIENCE;
 use crate::cluster::Cluster;
-use crate::process::{Process, children_of};
+use crate::process::{Process, children_of, stands_still};
 use crate::sys::send_signal;
 use crate::wait::{wait_for, wait_until};
-use libc::SIGKILL;
+use libc::{SIGKILL, SIGSTOP};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +17,11 @@ impl Cluster {
     /// not (a worker that outlives its postmaster blocks the next start), after killing them.
     #[track_caller]
     pub fn kill_postmaster_9(&self) {
+        // Stopped, it makes no more of them while they are listed.
+        self.signal_postmaster(SIGSTOP);
+        if let Some(postmaster) = self.postmaster.pid() {
+            wait_for("the postmaster to stop", PATIENCE, || stands_still(postmaster));
+        }
         let children = self.processes();
         self.signal_postmaster(SIGKILL);
         assert!(self.postmaster.wait_gone(PATIENCE), "the postmaster survived SIGKILL");
@@ -53,6 +58,13 @@ impl Cluster {
         wait_for(&format!("the end of {process:?} after signal {signal}"), PATIENCE, || {
             !process.is_running()
         });
+    }
+
+    /// SIGSTOP of one of this server's processes; on return it has stopped.
+    #[track_caller]
+    pub fn freeze(&self, pid: i32) {
+        self.kill(pid, SIGSTOP);
+        wait_for(&format!("{pid} to stop"), PATIENCE, || stands_still(pid));
     }
 
     /// The postmaster's running children, in order of their ids; none when it is down.

@@ -9,7 +9,7 @@ mod outcomes;
 mod relay;
 mod spools;
 
-use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, random_text, wait_for};
+use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, SIGCONT, random_text, wait_for};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,28 @@ pub fn settle(cluster: &Cluster) {
     wait_for("the relay to take the last record", PATIENCE, || root.ask(&sql) == "1");
     let ended = "SELECT count(*) FROM vault.audit_pending WHERE pg_xact_status(xid::xid8) <> 'in progress'";
     wait_for("the relay to judge what has ended", PATIENCE, || root.ask(ended) == "0");
+}
+
+/// Stops the relay in its sleep: in the middle of its work it may hold what every session needs. Its pid.
+#[track_caller]
+pub fn stop_relay(cluster: &Cluster) -> i32 {
+    let mut root = cluster.superuser();
+    let mut asleep = || -> Option<i32> {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'hyperion_vault relay'
+                      AND state = 'idle' AND wait_event_type = 'Extension'";
+        root.ask(sql).parse().ok()
+    };
+    let mut stopped = None;
+    wait_for("the relay to be stopped in its sleep", PATIENCE, || {
+        let Some(pid) = asleep() else { return false };
+        cluster.freeze(pid);
+        stopped = asleep();
+        if stopped.is_none() {
+            cluster.kill(pid, SIGCONT);
+        }
+        stopped.is_some()
+    });
+    stopped.expect("it was waited for")
 }
 
 /// Rows of the log, without marks, in the order of their ids.
@@ -75,7 +97,12 @@ pub fn staging(base: &Path) -> PathBuf {
 
 fn files(base: &Path) -> Vec<PathBuf> {
     let entries = |path: &Path| -> Vec<PathBuf> {
-        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+        match std::fs::read_dir(path) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+            // The relay removes spools meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
     };
     let spools = entries(base).into_iter().filter(|path| path.is_dir());
     let mut found: Vec<_> = spools.flat_map(|spool| entries(&spool)).collect();

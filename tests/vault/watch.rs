@@ -4,7 +4,7 @@
 //! loop, so they are waited for, or taken when they have come to rest.
 
 use hyperion_vault_tests::threads::{Background, background};
-use hyperion_vault_tests::{Client, Cluster, PATIENCE, Vault, backend_pid, wait_for};
+use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, Vault, backend_pid, wait_for};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,6 +105,14 @@ pub fn until_running(root: &mut Client, starts: u64) {
         last["running"] == true && last["starts"] == starts
     });
     assert!(running, "the worker should run for the {starts}th time: {last}");
+}
+
+/// Waits until the maintenance worker has looked for what there is to do, all of it, and sleeps.
+#[track_caller]
+pub fn first_look(cluster: &Cluster) {
+    let mut root = cluster.superuser();
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hyperion_vault maintenance' AND state = 'idle'";
+    wait_for("the maintenance worker's first look", PATIENCE, || root.ask(idle) == "1");
 }
 
 /// Runs `sql` as `ops` while the cache takes nothing in.

@@ -34,6 +34,22 @@ fn next(cluster: &Cluster, title: &str, before: Option<i32>) -> (i32, Duration) 
     (found.expect("just found"), begun.elapsed())
 }
 
+/// As [`next`], and the worker has found the extension: one that comes to look and finds none does not count.
+#[track_caller]
+fn next_at_work(cluster: &Cluster, title: &str, before: Option<i32>) -> (i32, Duration) {
+    let (begun, mut elsewhere) = (Instant::now(), cluster.connect("postgres", "template1"));
+    // It reports neither before it has found it.
+    let sql = format!(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = '{title}' AND state IN ('active', 'idle')"
+    );
+    let mut found = None;
+    wait_for(&format!("another {title} at work"), PATIENCE, || {
+        found = elsewhere.ask(&sql).parse().ok();
+        found.is_some() && found != before
+    });
+    (found.expect("just found"), begun.elapsed())
+}
+
 /// Waits until there is no maintenance worker. One that comes to look for the extension is gone at once; one that stays
 /// fails the test.
 #[track_caller]
@@ -73,7 +89,7 @@ fn workers_come_with_the_extension_and_go_with_it() {
     let mut before = None;
     for round in 0..3 {
         root.ask("CREATE EXTENSION hyperion_vault");
-        let (pid, took) = next(&cluster, MAINTENANCE, before);
+        let (pid, took) = next_at_work(&cluster, MAINTENANCE, before);
         assert!(took < SOON, "round {round}: the worker came after {took:?}");
         wait_for("the worker to be idle, which means without locks", PATIENCE, || {
             let sql = format!(
@@ -88,7 +104,7 @@ fn workers_come_with_the_extension_and_go_with_it() {
 
         // Dropped and not: it comes back.
         root.ask("BEGIN; DROP EXTENSION hyperion_vault; ROLLBACK");
-        let (pid, took) = next(&cluster, MAINTENANCE, Some(pid));
+        let (pid, took) = next_at_work(&cluster, MAINTENANCE, Some(pid));
         assert!(took < SOON, "{took:?}");
         wait_for("the worker's session", PATIENCE, || inside(&mut root).contains(MAINTENANCE));
         let begun = Instant::now();
@@ -107,7 +123,8 @@ fn workers_come_with_the_extension_and_go_with_it() {
 
 #[test]
 fn commands_that_want_the_database_for_themselves_have_it() {
-    let cluster = Cluster::builder().start();
+    // The server sends an autovacuum worker away as it does others, with a line in the log.
+    let cluster = Cluster::builder().conf("autovacuum", "off").start();
     let vault = cluster.vault();
     vault.ops().ask("SELECT vault.create_secret('a', 'v')");
     let places = cluster.dir().join("sock/place");
@@ -138,9 +155,9 @@ fn commands_that_want_the_database_for_themselves_have_it() {
         "DO $$ BEGIN ALTER DATABASE postgres RENAME TO moved; ALTER DATABASE moved RENAME TO postgres; END $$",
     ] {
         let begun = Instant::now();
+        // Were anybody in the way, the server would say so.
         elsewhere.ask(sql);
         println!("{sql}: {:?}", begun.elapsed());
-        assert!(begun.elapsed() < Duration::from_secs(4), "{sql} took {:?}", begun.elapsed());
         pid = come(Some(pid));
     }
     // A command that fails after it got what it wanted.
@@ -162,7 +179,7 @@ fn commands_that_want_the_database_for_themselves_have_it() {
     // Who asked for it dies in the middle.
     let mut asker = cluster.connect("postgres", "template1");
     asker.ask("BEGIN; ALTER DATABASE postgres RENAME TO moved");
-    assert!(cluster.pids(MAINTENANCE).is_empty());
+    nobody_stays(&cluster);
     let asker_pid = hyperion_vault_tests::backend_pid(&mut asker);
     elsewhere.ask(&format!("SELECT pg_terminate_backend({asker_pid})"));
     pid = come(Some(pid));
@@ -187,6 +204,11 @@ fn commands_that_want_the_database_for_themselves_have_it() {
     std::thread::sleep(Duration::from_millis(1500));
     assert!(cluster.pids(MAINTENANCE).is_empty());
     elsewhere.ask("ALTER DATABASE copy RENAME TO postgres");
+    pid = come(Some(pid));
+    // So long ago that nobody looks every other second any more; whoever makes it says so.
+    elsewhere.ask("DROP DATABASE postgres");
+    std::thread::sleep(Duration::from_millis(8000));
+    elsewhere.ask("CREATE DATABASE postgres TEMPLATE copy2");
     come(Some(pid));
     assert_eq!(cluster.connect("app", "postgres").ask("SELECT vault.read_secret('a')"), "v");
     let log = log(&cluster);
@@ -211,6 +233,22 @@ fn all_workers_come_soon_after_a_start() {
     }
 }
 
+/// Only the first worker says whether there is an extension: another's start that failed does not outlast the reason.
+#[test]
+fn what_one_worker_does_not_find_says_nothing_of_the_others() {
+    let cluster = Cluster::builder().conf("hyperion_vault.scan_interval_secs", "3600").start();
+    cluster.vault();
+    let (relay, maintenance) = (cluster.pid_of(RELAY), cluster.pid_of(MAINTENANCE));
+    let mut elsewhere = cluster.connect("postgres", "template1");
+    elsewhere.ask("ALTER DATABASE postgres ALLOW_CONNECTIONS false");
+    cluster.kill_and_wait(relay, SIGTERM);
+    // It is to be started a second later, and cannot.
+    std::thread::sleep(Duration::from_millis(2500));
+    elsewhere.ask("ALTER DATABASE postgres ALLOW_CONNECTIONS true");
+    next(&cluster, RELAY, Some(relay));
+    assert_eq!(cluster.pids(MAINTENANCE), [maintenance]);
+}
+
 #[test]
 fn each_worker_comes_back_after_an_orderly_death() {
     let cluster = Cluster::builder().start();
@@ -231,6 +269,10 @@ fn each_worker_comes_back_after_an_orderly_death() {
                 }
                 "SIGTERM" => cluster.kill_and_wait(pid, SIGTERM),
                 _ => {
+                    let sleeps = format!(
+                        "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event_type = 'Extension'"
+                    );
+                    wait_for("it to sleep", PATIENCE, || root.ask(&sleeps) == "1");
                     root.ask(&format!("SELECT pg_cancel_backend({pid})"));
                     std::thread::sleep(Duration::from_millis(300));
                     assert_eq!(cluster.pids(title), [pid], "nothing to cancel");
@@ -253,6 +295,7 @@ fn each_worker_comes_back_after_an_orderly_death() {
     next(&cluster, LAUNCHER, Some(launcher));
     next(&cluster, MAINTENANCE, Some(worker));
     witness.assert_survived();
+    wait_for("its post", PATIENCE, || shown(&mut root, MAINTENANCE)["running"] == true);
     let shown = shown(&mut root, MAINTENANCE);
     assert_eq!(
         (&shown["running"], &shown["last_error"]),
@@ -292,7 +335,7 @@ fn a_standby_has_its_own_and_promotion_needs_no_restart() {
     // The first call in a session says that there is an extension.
     let mut here = standby.connect("app", "postgres");
     here.ask("SELECT count(*) FROM vault.list_secrets()");
-    let (pid, took) = next(&standby, MAINTENANCE, None);
+    let (pid, took) = next_at_work(&standby, MAINTENANCE, None);
     assert!(took < SOON, "{took:?}");
     // Replaying a DROP DATABASE ends sessions by itself; dropping the extension needs the worker's locks gone.
     primary.superuser().ask("DROP EXTENSION hyperion_vault; CREATE EXTENSION hyperion_vault");

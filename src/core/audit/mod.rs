@@ -44,6 +44,7 @@
 
 mod denials;
 mod frame;
+mod growth;
 mod reader;
 mod record;
 mod shared;
@@ -54,6 +55,7 @@ mod tests;
 
 pub use denials::{Actor, Denials, Seen, WINDOW_SECS};
 pub use frame::{Frames, LONGEST_FRAME, Next, SpoolKey, push};
+pub use growth::Growth;
 pub use reader::{
     Part, Segment, Spool, intact, position, remove_segment, remove_spool, rest, size_below, split, spools,
 };
