@@ -82,6 +82,7 @@ fn calls_that_hang_open_it_even_if_nobody_waits_to_the_end() {
     // Three calls without an answer, but all at once: one observation. The next one makes it an outage.
     assert!(!rig.service.status().breaker_open);
     rig.submit(4, unwrap(4));
+    rig.until("no call", |rig| rig.service.status().calls == 4);
     thread::sleep(crate::breaker::OVERDUE + ms(50));
     rig.service.cancel(4);
     rig.until("the breaker did not open", |rig| rig.service.status().breaker_open);

@@ -271,7 +271,7 @@ fn the_local_provider_through_the_service() {
 
 #[test]
 fn five_hundred_concurrent_unwraps_make_one_call() {
-    let probe = Probe::slow(ms(300));
+    let probe = Probe::slow(ms(3000));
     let rig = Rig::new(probe.clone(), LIMITS);
     for id in 0..500 {
         rig.submit(id, unwrap(7));
@@ -291,7 +291,7 @@ fn five_hundred_concurrent_unwraps_make_one_call() {
 
 #[test]
 fn a_shared_failure_reaches_every_waiter() {
-    let rig = Rig::faulty("delay_ms=200,fail=refused,times=1", LIMITS);
+    let rig = Rig::faulty("delay_ms=2000,fail=refused,times=1", LIMITS);
     (0..50).for_each(|id| rig.submit(id, unwrap(7)));
     assert!(rig.take(50).values().all(|result| result.as_ref().unwrap_err().kind == ErrorKind::Refused));
     assert_eq!(rig.service.status().calls, 1);
@@ -325,12 +325,15 @@ fn calls_are_admitted_in_order_of_arrival() {
 
 #[test]
 fn calls_at_one_time_are_bounded() {
+    let limits = Limits { max_in_flight: 3, ..LIMITS };
+    let submit = |rig: &Rig| (0..60).for_each(|n| rig.submit(n, unwrap(n as u8 + 1)));
+    let hanging = Rig::new(Probe::hanging(), limits);
+    submit(&hanging);
+    let status = hanging.service.status();
+    assert_eq!((status.jobs, status.in_flight, status.queued), (60, 3, 57));
     let probe = Probe::slow(ms(20));
-    let rig = Rig::new(probe.clone(), Limits { max_in_flight: 3, ..LIMITS });
-    (0..60).for_each(|n| rig.submit(n, unwrap(n as u8 + 1)));
-    let status = rig.service.status();
-    assert_eq!(status.jobs, 60);
-    assert!(status.in_flight <= 3 && status.queued >= 50, "{status:?}");
+    let rig = Rig::new(probe.clone(), limits);
+    submit(&rig);
     rig.take(60);
     assert_eq!(probe.most.load(SeqCst), 3);
     rig.assert_idle();
@@ -377,7 +380,7 @@ fn a_deadline_already_past_makes_no_call() {
 
 #[test]
 fn waiters_of_one_call_keep_their_own_deadlines() {
-    let probe = Probe::slow(ms(500));
+    let probe = Probe::slow(ms(3000));
     let rig = Rig::new(probe.clone(), LIMITS);
     let started = Instant::now();
     rig.submit(1, unwrap(7));
@@ -386,11 +389,11 @@ fn waiters_of_one_call_keep_their_own_deadlines() {
     rig.submit_until(2, unwrap(7), ms(50));
     let first = rig.next();
     assert_eq!((first.id, first.result.unwrap_err().kind), (2, ErrorKind::TimedOut));
-    assert!(started.elapsed() < ms(450), "{:?}", started.elapsed());
+    assert!(started.elapsed() < ms(2500), "{:?}", started.elapsed());
     assert_eq!(key(&rig.next().result), [7; 32]);
     assert_eq!(probe.calls(), 1);
     // And the other way round: the call goes on for the one that joined.
-    rig.submit_until(3, unwrap(8), ms(100));
+    rig.submit_until(3, unwrap(8), ms(1000));
     rig.submit(4, unwrap(8));
     assert_eq!(rig.next().id, 3);
     assert_eq!(key(&rig.next().result), [8; 32]);
@@ -564,9 +567,9 @@ fn no_retry_begins_after_the_deadline() {
     let rig = Rig::faulty("fail=unreachable", Limits { max_retries: 1000, ..LIMITS });
     let started = Instant::now();
     rig.submit_until(1, unwrap(7), ms(400));
-    // The real cause is reported, and earlier than the deadline.
+    // The real cause is reported, so earlier than the deadline, which would be another error.
     assert_eq!(rig.error().kind, ErrorKind::Unreachable);
-    assert!(started.elapsed() < ms(450), "{:?}", started.elapsed());
+    assert!(started.elapsed() < ms(2400), "{:?}", started.elapsed());
     let calls = rig.service.status().calls;
     assert!((2..=9).contains(&calls), "{calls}");
     rig.assert_idle();

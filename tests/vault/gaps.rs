@@ -72,7 +72,10 @@ fn a_stale_key_serves_in_an_outage_and_only_then() {
 /// A prepared transaction outlives every crash, hidden until it is committed; processes that are not ours die too.
 #[test]
 fn prepared_transactions_survive_the_death_of_any_process() {
-    let cluster = Cluster::builder().conf("max_prepared_transactions", "4").start();
+    let cluster = Cluster::builder()
+        .conf("max_prepared_transactions", "4")
+        .conf("hyperion_vault.kms_timeout_ms", "60000")
+        .start();
     let vault = cluster.vault();
     let mut ops = vault.ops();
     ops.ask("SELECT vault.create_secret('changed', 'old'); SELECT vault.create_secret('deleted', 'old')");
@@ -86,7 +89,7 @@ fn prepared_transactions_survive_the_death_of_any_process() {
     let mut root = vault.root();
     let mut witness = cluster.witness();
     let worker = cluster.pid_of("hyperion_vault kms");
-    cluster.set_faults("delay_ms=1000");
+    cluster.set_faults("delay_ms=5000");
     let (_, cancelled) = waiting(vault.ops(), "SELECT version FROM vault.create_secret('cancel', 'v')");
     until_processing(&mut root, 1);
     root.ask(&format!("SELECT pg_cancel_backend({worker})"));

@@ -209,8 +209,8 @@ fn a_scan_finds_what_is_there_and_only_that() {
 
 #[test]
 fn a_hang_fails_the_test_instead_of_holding_it_up() {
-    let cluster = plain().time_limit(Duration::from_secs(20)).start();
     let begun = Instant::now();
+    let cluster = plain().time_limit(Duration::from_secs(20)).start();
     assert!(fails(|| {
         let limit = Duration::from_secs(1);
         clients_at_once(&cluster, "postgres", 3, limit, |i, mut client| {
@@ -232,10 +232,10 @@ fn clients_run_at_once_and_report_in_order() {
     let limit = Duration::from_secs(60);
     let begun = Instant::now();
     let pids = clients_at_once(&cluster, "postgres", 30, limit, |i, mut client| {
-        client.simple_query("SELECT pg_sleep(0.5)").unwrap();
+        client.simple_query("SELECT pg_sleep(2)").unwrap();
         (i, backend_pid(&mut client))
     });
-    assert!(begun.elapsed() < Duration::from_secs(10), "one after the other: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(40), "one after the other: {:?}", begun.elapsed());
     assert_eq!(pids.iter().map(|(i, _)| *i).collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
     assert_eq!(pids.iter().map(|(_, pid)| pid).collect::<std::collections::BTreeSet<_>>().len(), 30);
     let failing = |i: usize, ()| assert_ne!(i, 3);

@@ -288,7 +288,8 @@ fn another_key(cluster: &Cluster, vault: &Vault<'_>, right: &[u8; 32], wrong: &[
     cluster.write_key_file(wrong, 0o600);
     cluster.restart(StopMode::Fast);
     let mut root = vault.root();
-    assert_eq!(status(&mut root)["kms"]["usable"], true, "a good file, of another vault");
+    // A good file, of another vault.
+    wait_for("the key to be in use", PATIENCE, || status(&mut root)["kms"]["usable"] == true);
     for sql in [READ, "SELECT * FROM vault.get_secret('kept')", "SELECT vault.verify('b', 'x')"] {
         let error = sqlstate!(root.query(sql, &[]), "38000",
             message: "sealed under another master key", detail: &name(right), hint: &name(right));

@@ -70,6 +70,7 @@ fn what_was_judged_is_what_is_given() {
 /// Readers who ask between a grant that has returned and the next change get what was decided, never what was before.
 #[test]
 fn a_storm_of_grants_and_revocations() {
+    const TURNS: u64 = 100;
     let cluster = Cluster::builder().conf("max_prepared_transactions", "2").start();
     let vault = cluster.vault();
     let mut root = filled(&vault);
@@ -77,7 +78,9 @@ fn a_storm_of_grants_and_revocations() {
     let token = root.ask("SELECT vault.create_token('t', 'r')");
     // Even: changing. Else: what holds since, granted (4n + 1) or revoked (4n + 3).
     let state = Arc::new(AtomicU64::new(3));
-    let seen = Arc::clone(&state);
+    // The last of those that a reader has judged.
+    let judged = Arc::new(AtomicU64::new(0));
+    let (seen, told) = (Arc::clone(&state), Arc::clone(&judged));
     let readers = background({
         let config = cluster.config("one", "postgres");
         move || {
@@ -94,13 +97,18 @@ fn a_storm_of_grants_and_revocations() {
                 client.ask("ROLLBACK TO s");
                 if before % 2 == 1 && before == seen.load(SeqCst) {
                     assert_eq!(value == "value of a/one", before % 4 == 1, "{before}: {value}");
-                    if before % 4 == 1 { yes += 1 } else { no += 1 }
+                    if before % 4 == 1 {
+                        yes += 1
+                    } else {
+                        no += 1
+                    }
+                    told.store(before, SeqCst);
                 }
             }
         }
     });
     let (grant, revoke) = ("SELECT vault.bind_role('r', 'one')", "SELECT vault.unbind_role('r', 'one')");
-    for turn in 0..100 {
+    for turn in 0..TURNS {
         for (change, now) in [(grant, 1), (revoke, 3)] {
             state.store(turn * 4 + now - 1, SeqCst);
             if turn % 10 == 0 {
@@ -110,12 +118,12 @@ fn a_storm_of_grants_and_revocations() {
                 root.ask(change);
             }
             state.store(turn * 4 + now, SeqCst);
-            std::thread::sleep(Duration::from_millis(5));
+            wait_for("a reader in between", PATIENCE, || judged.load(SeqCst) == turn * 4 + now);
         }
     }
     state.store(u64::MAX, SeqCst);
     let (yes, no) = readers.finish(LIMIT);
-    assert!(yes > 30 && no > 30, "{yes} reads, {no} refusals in between");
+    assert!(yes >= TURNS && no >= TURNS, "{yes} reads, {no} refusals in between");
 
     // Prepared, not committed: as it was.
     let mut one = vault.session("one");

@@ -1,7 +1,8 @@
 //! Tokens: when they are in force and when not, how they end, and that their text is nowhere.
 
 use super::{filled, outcome, read};
-use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, Vault, sqlstate, wait_for};
+use crate::watch::first_look;
+use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, SIGTERM, Vault, sqlstate, wait_for};
 
 const SETUP: &str = r#"
     SELECT vault.create_role('reader', permissions => '[{"action":"read","path":"a/*"}]');
@@ -193,7 +194,7 @@ fn a_token_ends_at_once() {
 
     // Expired, in the middle of a transaction and of a session.
     root.ask(r#"SELECT vault.create_role('reader', permissions => '[{"action":"read","path":"a/*"}]')"#);
-    let token = root.ask("SELECT vault.create_token('short', 'reader', expires_in => '2 seconds')");
+    let token = root.ask("SELECT vault.create_token('short', 'reader', expires_in => '6 seconds')");
     begin(&mut one, &token);
     wait_for("the token to expire", PATIENCE, || !reads(&mut one));
     one.ask("ROLLBACK");
@@ -214,8 +215,10 @@ fn a_token_ends_at_once() {
 /// When a token was used last is told at once, written down in time, and costs no write when it is used.
 #[test]
 fn the_last_use_is_known_without_a_write() {
-    let cluster = Cluster::builder().start();
+    let cluster = Cluster::builder().conf("hyperion_vault.scan_interval_secs", "3600").start();
     let vault = cluster.vault();
+    // It would write down what it finds.
+    first_look(&cluster);
     let mut root = filled(&vault);
     root.ask(SETUP);
     let token = create(&mut root, "t", "reader");
@@ -236,10 +239,8 @@ fn the_last_use_is_known_without_a_write() {
     assert_eq!(root.ask(listed), "t|t\nunused|∅");
     assert_eq!(root.ask(stored), "t|f\nunused|f");
     // The maintenance worker writes it down when it starts, and every few minutes; a restart of the server forgets the rest.
-    wait_for("the note of the last use", PATIENCE, || {
-        root.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'hyperion_vault maintenance'");
-        root.ask(stored) == "t|t\nunused|f"
-    });
+    cluster.kill_and_wait(cluster.pid_of("hyperion_vault maintenance"), SIGTERM);
+    wait_for("the note of the last use", PATIENCE, || root.ask(stored) == "t|t\nunused|f");
     drop(root);
     cluster.restart(hyperion_vault_tests::StopMode::Fast);
     assert_eq!(cluster.superuser().ask(listed), "t|t\nunused|∅");

@@ -1,8 +1,8 @@
 //! No value, candidate, password or anything else that was given as one is in any record.
 
-use super::settle;
+use super::{settle, stop_relay};
 use hyperion_vault_tests::scan::Needles;
-use hyperion_vault_tests::{Ask, Cluster, SIGSTOP, random_text};
+use hyperion_vault_tests::{Ask, Cluster, random_text};
 
 #[test]
 fn no_record_holds_what_was_given_as_a_value() {
@@ -12,7 +12,7 @@ fn no_record_holds_what_was_given_as_a_value() {
     root.ask("SELECT vault.create_secret('a', 'x', generator => '{}'); SELECT vault.create_secret('u', username => 'n', password => 'p'); SELECT vault.create_secret_bytes('b', 'x')");
     settle(&cluster);
     // The spool keeps what it gets, so that it can be searched too.
-    cluster.kill(cluster.pid_of("hyperion_vault relay"), SIGSTOP);
+    stop_relay(&cluster);
     let mut canaries = Vec::new();
     let mut canary = |call: &str| {
         let text = format!("canary{}", random_text(24));

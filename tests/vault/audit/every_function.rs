@@ -1,7 +1,8 @@
 //! No function of the API is without a record, and each says what it is about.
 
 use super::{LAST_WORDS, log};
-use hyperion_vault_tests::{Ask, Cluster, sqlstate};
+use crate::watch::Waiter;
+use hyperion_vault_tests::{Ask, Cluster, NoTls, PATIENCE, sqlstate, wait_for};
 use std::collections::BTreeSet;
 
 /// Every function of the API by name, with a call of it, by a superuser, in this order; and its action, subject, version
@@ -153,11 +154,13 @@ fn refusals_and_failures_are_recorded_with_who_and_why() {
     switched.ask("SET ROLE app");
     switched.ask("SELECT vault.read_secret('s/t')");
     // An error of the server's own, in the middle.
-    let mut waiting = vault.ops();
     let mut locker = vault.ops();
     locker.ask("BEGIN; SELECT vault.put_secret('s/t', 'w')");
-    waiting.ask("SET statement_timeout = '100ms'");
-    sqlstate!(waiting.try_ask("SELECT vault.put_secret('s/t', 'x')"), "57014");
+    let waiting = Waiter::start(vault.ops(), "SELECT vault.put_secret('s/t', 'x')");
+    let waits_for = format!("SELECT wait_event_type FROM pg_stat_activity WHERE pid = {}", waiting.pid);
+    wait_for("it to wait", PATIENCE, || root.ask(&waits_for) == "Lock");
+    waiting.token.cancel_query(NoTls).unwrap();
+    sqlstate!(waiting.finish(), "57014");
     locker.ask("ROLLBACK");
     let found = log(
         &cluster,
@@ -217,9 +220,13 @@ fn a_session_that_is_terminated_in_the_middle_of_a_call_leaves_its_record() {
     let waiting = hyperion_vault_tests::threads::background(move || {
         client.try_ask("SELECT vault.create_secret('never', 'v')").is_err()
     });
-    crate::watch::until_processing(&mut vault.root(), 1);
-    vault.root().ask(&format!("SELECT pg_terminate_backend({pid})"));
-    assert!(waiting.finish(hyperion_vault_tests::PATIENCE));
+    let mut root = vault.root();
+    crate::watch::until_processing(&mut root, 1);
+    root.ask(&format!("SELECT pg_terminate_backend({pid})"));
+    assert!(waiting.finish(PATIENCE));
+    // The client is told before the record is written.
+    let there = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+    wait_for("the end of the session", PATIENCE, || root.ask(&there) == "0");
     cluster.clear_faults();
     assert_eq!(log(&cluster, "subject, outcome, sqlstate", "subject = 'never'"), "never|error|57P01");
 }

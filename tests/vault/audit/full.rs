@@ -1,10 +1,10 @@
 //! When no record can be written nothing is done, and it heals by itself.
 
-use super::{begin_in, log, segments, settle, status};
+use super::{begin_in, log, segments, settle, status, stop_relay};
 use hyperion_vault_tests::threads::clients_at_once;
 use hyperion_vault_tests::{
-    Ask, Client, Cluster, PATIENCE, SIGCONT, SIGKILL, SIGSTOP, StopMode, assert_contains, backend_pid,
-    sqlstate, wait_for,
+    Ask, Client, Cluster, PATIENCE, SIGCONT, SIGKILL, StopMode, assert_contains, backend_pid, sqlstate,
+    wait_for,
 };
 use std::os::unix::fs::PermissionsExt;
 
@@ -27,8 +27,7 @@ fn at_the_limit_operations_are_refused_until_the_relay_has_made_room() {
     let vault = cluster.vault();
     vault.ops().ask("SELECT vault.create_secret('a', 'the value')");
     settle(&cluster);
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     let (mut app, mut ops) = (vault.app(), vault.ops());
     let (reads, error) = read_until_refused(&mut app, 50_000);
     assert!(reads > 1000, "{reads}");
@@ -67,12 +66,12 @@ fn at_the_limit_operations_are_refused_until_the_relay_has_made_room() {
 fn sessions_that_outrun_the_relay_are_slowed_down_and_not_refused() {
     const SESSIONS: usize = 24;
     const READS: usize = 4000;
-    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "1").start();
+    let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_max_mb", "4").start();
     let vault = cluster.vault();
     vault.ops().ask("SELECT vault.create_secret('a', 'the value')");
     settle(&cluster);
-    // More than a full spool of records at once, by sessions that do nothing else.
-    clients_at_once(&cluster, "app", SESSIONS, PATIENCE, |_, mut client| {
+    // More than two full spools of records at once, by sessions that do nothing else.
+    clients_at_once(&cluster, "app", SESSIONS, 4 * PATIENCE, |_, mut client| {
         client.ask(&format!(
             "DO $$ BEGIN FOR i IN 1..{READS} LOOP PERFORM vault.read_secret('a'); END LOOP; END $$"
         ));
@@ -88,8 +87,7 @@ fn a_flood_of_refusals_leaves_room_for_everybody_else() {
     let vault = cluster.vault();
     vault.ops().ask("SELECT vault.create_secret('a', 'the value')");
     settle(&cluster);
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     // Refused, and with new connections too.
     for _ in 0..10 {
         let mut ops = vault.ops();
@@ -127,8 +125,7 @@ fn a_file_system_that_says_no_is_an_error_of_the_call() {
     let mut app = vault.app();
     app.ask(READ);
     settle(&cluster);
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     // The kernel refuses any write of this session that would make a file longer, as a full disk does. What the staging
     // buffer has room for needs none.
     let pid = backend_pid(&mut app);
@@ -169,8 +166,7 @@ fn a_full_disk_refuses_and_heals() {
     let vault = cluster.vault();
     sqlstate!(vault.ops().try_ask("SELECT vault.create_secret('a', 'the value')"), "58030");
     begin_in(&spool, &cluster, "the value");
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     let mut app = vault.app();
     let (reads, error) = read_until_refused(&mut app, 10_000);
     assert_contains("the detail", error.detail(), "No space left on device");
@@ -196,8 +192,7 @@ fn a_spool_that_fills_its_disk_is_taken_after_a_restart_that_has_no_room_for_ano
     let cluster = Cluster::builder().conf("hyperion_vault.audit_spool_dir", spool.to_str().unwrap()).start();
     let vault = cluster.vault();
     begin_in(&spool, &cluster, "the value");
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     let (reads, _) = read_until_refused(&mut vault.app(), 10_000);
     // Not a byte is left, and nothing but what the relay removes will make room.
     let rest = disk.path().join("rest");
@@ -304,7 +299,7 @@ fn a_record_is_on_disk_before_the_value_leaves_if_that_is_asked_for() {
     assert_eq!(status(&mut vault.root())["sync"], true);
     // Each by itself, too: it is in the segment, and not only staged.
     settle(&cluster);
-    cluster.kill(cluster.pid_of("hyperion_vault relay"), SIGSTOP);
+    stop_relay(&cluster);
     let base = cluster.data_dir().join("hyperion_vault_audit");
     let written =
         || -> u64 { segments(&base).iter().map(|path| std::fs::metadata(path).unwrap().len()).sum() };

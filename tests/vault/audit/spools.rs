@@ -1,8 +1,8 @@
 //! Spools on the disk: whose they are, copies, damage, another place.
 
 use super::full::Disk;
-use super::{begin_in, log, segments, settle, staging, status};
-use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGKILL, SIGSTOP, StopMode, sqlstate, wait_for};
+use super::{begin_in, log, segments, settle, staging, status, stop_relay};
+use hyperion_vault_tests::{Ask, Cluster, PATIENCE, SIGKILL, StopMode, sqlstate, wait_for};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -91,8 +91,7 @@ fn torn_records_are_skipped_and_what_follows_is_not() {
     settle(&cluster);
     assert_eq!(log(&cluster, "outcome", "session_role = 'app'"), "ok");
     // The second of three is damaged, in what a former life leaves behind.
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     (0..3).for_each(|_| drop(read()));
     let path = staging(&base);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -117,8 +116,7 @@ fn what_is_staged_outlives_the_server() {
     let base = cluster.data_dir().join("hyperion_vault_audit");
     let written = || std::fs::metadata(segments(&base).pop().unwrap()).unwrap().len();
     let before = written();
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     for _ in 0..100 {
         vault.app().ask("SELECT vault.read_secret('a')");
     }
@@ -143,8 +141,7 @@ fn where_files_are_not_mapped_records_are_written_one_by_one() {
     begin_in(&base, &cluster, "v");
     assert!(!staging(&base).exists());
     let written = || std::fs::metadata(segments(&base).pop().unwrap()).unwrap().len();
-    let relay = cluster.pid_of("hyperion_vault relay");
-    cluster.kill(relay, SIGSTOP);
+    let relay = stop_relay(&cluster);
     let mut app = vault.app();
     for _ in 0..10 {
         let before = written();

@@ -34,6 +34,7 @@ struct Survived {
 
 #[test]
 fn a_hundred_orderly_deaths_in_the_middle_of_calls() {
+    let _alone = crate::load::alone();
     let kms = Arc::new(FakeKms::start());
     let prepared = Arc::new(Barrier::new(CLUSTERS + 1));
     let begun = Instant::now();
@@ -46,7 +47,7 @@ fn a_hundred_orderly_deaths_in_the_middle_of_calls() {
     prepared.wait();
     println!("prepared after {:?}", begun.elapsed());
     kms.inject(Fault::Latency(LATENCY));
-    let results: Vec<Survived> = clusters.into_iter().map(|one| one.finish(8 * PATIENCE)).collect();
+    let results: Vec<Survived> = clusters.into_iter().map(|one| one.finish(16 * PATIENCE)).collect();
     let sum = |of: fn(&Survived) -> usize| results.iter().map(of).sum::<usize>();
     println!(
         "{} deaths of the worker in {:?}, {} of them with calls under way: {} secrets acknowledged, all open; {} cold reads; \
@@ -67,7 +68,11 @@ fn a_hundred_orderly_deaths_in_the_middle_of_calls() {
 }
 
 fn survive(kms: &FakeKms, prepared: &Barrier) -> Survived {
-    let cluster = Cluster::builder().aws(kms).conf("hyperion_vault.kms_timeout_ms", "120000").start();
+    let cluster = Cluster::builder()
+        .aws(kms)
+        .conf("hyperion_vault.kms_timeout_ms", "120000")
+        .time_limit(Duration::from_secs(600))
+        .start();
     let vault = cluster.vault();
     Load::prepare(&vault, COLD);
     let mut root = vault.root();

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 const SESSIONS: usize = 50;
-/// Measured in single milliseconds; the bound is for a loaded machine with two cores.
-const MILLISECONDS: Duration = Duration::from_millis(50);
+/// What one attempt is given, a third of `kms_timeout_ms`. Who asks nobody takes milliseconds, or what a loaded machine makes
+/// of them, and never this.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// A call, when it began and what it took.
 struct Call {
@@ -84,12 +85,18 @@ fn stale_secret(vault: &Vault<'_>, name: &str) {
     std::thread::sleep(Duration::from_millis(1100));
 }
 
+/// A count of the worker's.
+fn of(status: &serde_json::Value, what: &str) -> u64 {
+    status["kms"][what].as_u64().expect("a count")
+}
+
 fn breaker(root: &mut Client) -> String {
     status(root)["kms"]["breaker"].as_str().expect("open or closed").to_owned()
 }
 
 #[test]
 fn an_outage_costs_each_caller_milliseconds() {
+    let _alone = crate::load::alone();
     let kms = FakeKms::start();
     let cluster = Cluster::builder()
         .aws(&kms)
@@ -121,7 +128,10 @@ fn an_outage_costs_each_caller_milliseconds() {
         };
         wait_for("the breaker to open", PATIENCE, || breaker(&mut root) == "open");
         let opened = Instant::now();
-        std::thread::sleep(Duration::from_millis(1500));
+        // Longer than a pause between two attempts: nobody is about to begin one now, and only probes are made.
+        std::thread::sleep(Duration::from_millis(200));
+        let asked = of(&status(&mut root), "calls");
+        std::thread::sleep(Duration::from_millis(1300));
         stop.store(true, Relaxed);
         let calls: Vec<Call> = callers.into_iter().flat_map(|caller| caller.finish(PATIENCE)).collect();
         for (call, (code, message, hint)) in
@@ -139,7 +149,7 @@ fn an_outage_costs_each_caller_milliseconds() {
             fault.name(),
             opened - begun
         );
-        assert!(median < MILLISECONDS && longest < QUICK && number >= SESSIONS, "{median:?}, {longest:?}");
+        assert!(median < ATTEMPT && longest < QUICK && number >= SESSIONS, "{median:?}, {longest:?}");
 
         let (warm, expired) = (warm.finish(PATIENCE), expired.finish(PATIENCE));
         assert!(warm.iter().chain(&expired).all(|call| call.error.is_none()), "cached reads fail");
@@ -148,11 +158,16 @@ fn an_outage_costs_each_caller_milliseconds() {
         println!(
             "  cached reads: median {warm_median:?}, longest {warm_longest:?}; past their time: {median:?}, {longest:?}"
         );
-        assert!(warm_median < MILLISECONDS && warm_longest < QUICK);
-        assert!(median < MILLISECONDS && longest < QUICK);
+        assert!(warm_median < ATTEMPT && warm_longest < QUICK);
+        assert!(median < ATTEMPT && longest < QUICK);
 
         let now = status(&mut root);
-        let of = |status: &serde_json::Value, what: &str| status["kms"][what].as_u64().expect("a count");
+        let probes = of(&now, "calls") - asked;
+        // The pauses between probes begin at a quarter of a second.
+        assert!(
+            probes as f64 <= 2.0 + opened.elapsed().as_secs_f64() / 0.25,
+            "{probes} calls while it was open"
+        );
         assert!(
             of(&now, "refused_by_breaker") > of(&before, "refused_by_breaker") + SESSIONS as u64,
             "{now}"

@@ -4,15 +4,12 @@
 //! tests/vault/worker.rs looks at the same with the `local` provider; here a real connection has to be given up too.
 
 use super::{cold_secrets, create, key_calls, read, value};
-use crate::watch::{Waiter, expect_idle_queue, status};
+use crate::watch::{QUICK, Waiter, expect_idle_queue, status};
 use hyperion_vault_tests::kms::{FakeKms, Fault, Op};
 use hyperion_vault_tests::{
     Ask, Client, Cluster, NoTls, PATIENCE, Vault, expect_disconnect, sqlstate, wait_for,
 };
 use std::time::{Duration, Instant};
-
-/// The specification's bound is 200 ms; a loaded machine may need longer for two process switches.
-const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Attempts last a third of it: longer than anything here waits.
 fn patient_cluster(kms: &FakeKms) -> Cluster {
@@ -33,6 +30,7 @@ const WAITING: [(&str, &str); 5] = [
 
 #[test]
 fn every_wait_ends_at_once_and_drops_its_call() {
+    let _alone = crate::load::alone();
     let kms = FakeKms::start();
     let cluster = patient_cluster(&kms);
     let vault = cluster.vault();
@@ -49,7 +47,8 @@ fn every_wait_ends_at_once_and_drops_its_call() {
         for how in ["statement_timeout", "pg_cancel_backend", "cancel request", "pg_terminate_backend"] {
             kms.reset_counters();
             let mut session = vault.session(user);
-            let timeout = Duration::from_millis(if how == "statement_timeout" { 300 } else { 0 });
+            // Time for the call to arrive before; a call that hangs for a second is one towards an outage.
+            let timeout = Duration::from_millis(if how == "statement_timeout" { 800 } else { 0 });
             session.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis())).unwrap();
             let started = Instant::now();
             let waiter = Waiter::start(session, sql);
@@ -72,7 +71,7 @@ fn every_wait_ends_at_once_and_drops_its_call() {
             }
             wait_for("the call to be dropped", PATIENCE, || kms.open_connections() == 0);
             let dropped = begun.elapsed();
-            assert!(took < AT_ONCE && dropped < 2 * AT_ONCE, "{sql}: {how}: {took:?}, {dropped:?}");
+            assert!(took < QUICK && dropped < 2 * QUICK, "{sql}: {how}: {took:?}, {dropped:?}");
             slowest = slowest.max(took);
             slowest_drop = slowest_drop.max(dropped);
             expect_idle_queue(&mut root);

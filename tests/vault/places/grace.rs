@@ -68,7 +68,7 @@ fn no_version_in_grace_is_missed() {
     missed(&mut root);
 
     // The end is one of the clock: past it, and only then, one look is enough again.
-    ops.ask("SELECT vault.create_secret('short', 'v1', grace_period => '1.5 seconds'); SELECT vault.put_secret('short', 'v2')");
+    ops.ask("SELECT vault.create_secret('short', 'v1', grace_period => '8 seconds'); SELECT vault.put_secret('short', 'v2')");
     assert_eq!(accepted(&mut app, "short", &all), "1|2|∅|∅");
     root.ask("SELECT pg_sleep_until((SELECT grace_until FROM vault.secrets WHERE name = 'short'))");
     assert_eq!(accepted(&mut app, "short", &all), "∅|2|∅|∅");

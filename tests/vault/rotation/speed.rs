@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{builder, make_due, until_done};
+use crate::watch::status;
 use hyperion_vault_tests::Ask;
 
 /// `HYPERION_VAULT_DUE=10000` for the full number; the rate is measured by the benchmark, on a build that is optimised.
@@ -23,21 +24,21 @@ fn thousands_due_at_once() {
     cluster.set_faults("delay_ms=20");
     make_due(&mut root, "1 second");
     let begun = Instant::now();
-    let mut slowest = begun.elapsed();
+    let (mut slowest, mut most) = (begun.elapsed(), 0);
     while root.ask("SELECT EXISTS (SELECT FROM vault.secrets WHERE kind = 'automatic' AND next_rotation_at <= clock_timestamp())") == "t" {
         let asked = Instant::now();
         assert_eq!(app.ask("SELECT vault.read_secret('hot')"), "v");
         slowest = slowest.max(asked.elapsed());
+        most = most.max(status(&mut root)["kms"]["in_flight"].as_u64().unwrap());
         assert!(begun.elapsed() < 4 * hyperion_vault_tests::PATIENCE, "not done");
     }
     let rate = count as f64 / begun.elapsed().as_secs_f64();
     println!(
-        "{count} rotations at 20 ms a call, 16 in flight: {rate:.0}/s; the slowest read beside them {slowest:?}"
+        "{count} rotations at 20 ms a call, {most} in flight: {rate:.0}/s; the slowest read beside them {slowest:?}"
     );
     until_done(&mut root);
     let sound = "SELECT count(*) FROM vault.secrets WHERE kind = 'automatic' AND version = 2 AND rotation_attempts IS NULL";
     assert_eq!(root.ask(sound), count.to_string());
     assert_eq!(root.ask("SELECT count(*) FROM vault.secret_versions"), count.to_string());
-    // One after the other they would come to 50/s at most.
-    assert!(rate > 100.0, "{rate:.0}/s");
+    assert!(most > 4, "{most} in flight: not side by side");
 }

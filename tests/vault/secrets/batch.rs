@@ -3,6 +3,7 @@
 use crate::api::Sessions;
 use hyperion_vault_tests::scan::{Scan, assert_none};
 use hyperion_vault_tests::{Ask, Client, Cluster, StopMode, Vault, random_text, sqlstate};
+use std::time::Duration;
 
 fn kms_calls(root: &mut Client) -> i64 {
     root.ask("SELECT vault.status() -> 'kms' -> 'calls'").parse().expect("a number")
@@ -77,19 +78,19 @@ fn cold_keys_at_once() {
     assert_eq!(app.ask(sql), "24|24|t");
     assert_eq!(kms_calls(&mut root) - before, 24, "cached by now");
 
-    // No cache, and each call takes 300 ms: 24 one after the other would take 7 s.
+    // No cache, and each call takes 800 ms: 24 one after the other would take 19 s.
     cluster.set_conf("hyperion_vault.dek_cache_ttl_secs", "0");
     cluster.restart(StopMode::Fast);
     let (mut app, mut root) = {
         drop((app, root));
         (vault.app(), vault.root())
     };
-    cluster.set_faults("delay_ms=300");
+    cluster.set_faults("delay_ms=800");
     let (start, before) = (std::time::Instant::now(), kms_calls(&mut root));
     assert_eq!(app.ask(sql), "24|24|t");
     let took = start.elapsed();
     assert_eq!(kms_calls(&mut root) - before, 24);
-    assert!(took.as_secs_f64() < 5.0, "{took:?}: not side by side");
+    assert!(took.as_secs_f64() < 15.0, "{took:?}: not side by side");
     // An answer that fails fails the call, and leaves no slot behind.
     cluster.set_faults("fail=refused,times=1");
     sqlstate!(app.try_ask(sql), "38000");
@@ -106,7 +107,11 @@ const MIB: usize = 1 << 20;
 /// disk, and this search finds them there.
 #[test]
 fn a_full_batch_does_not_spill() {
-    let cluster = Cluster::builder().conf("work_mem", "64kB").conf("log_temp_files", "0").start();
+    let cluster = Cluster::builder()
+        .conf("work_mem", "64kB")
+        .conf("log_temp_files", "0")
+        .time_limit(Duration::from_secs(1800))
+        .start();
     let vault = cluster.vault();
     let planted = Scan::plant(&cluster);
     let canaries = fill(&vault);

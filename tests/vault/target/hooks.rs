@@ -211,7 +211,7 @@ const FAILING: [(&str, &str, &str); 17] = [
 
 #[test]
 fn what_a_hook_must_not_do_fails_the_rotation() {
-    let cluster = builder().conf("hyperion_vault.hook_timeout_ms", "300").start();
+    let cluster = builder().conf("hyperion_vault.hook_timeout_ms", "1500").start();
     let vault = set_up(&cluster);
     let (mut root, mut ops, mut app) = (vault.root(), vault.ops(), vault.app());
     // As strong a setter as there is, short of a superuser: what he may do otherwise does not count in a hook.
@@ -260,7 +260,7 @@ fn what_a_hook_must_not_do_fails_the_rotation() {
 
 #[test]
 fn a_hooks_time_is_its_own() {
-    let cluster = builder().conf("hyperion_vault.hook_timeout_ms", "400").start();
+    let cluster = builder().conf("hyperion_vault.hook_timeout_ms", "2000").start();
     let vault = set_up(&cluster);
     let (mut keeper, mut ops) = (vault.session("keeper"), vault.ops());
     keeper
@@ -272,13 +272,13 @@ fn a_hooks_time_is_its_own() {
         .unwrap();
     create(&mut keeper, "app.nap");
     // It neither changes the caller's settings nor uses up, or stops, the caller's own time.
-    ops.batch_execute("SET statement_timeout = '3s'").unwrap();
-    ops.ask("SELECT vault.rotate_secret('hooked'), pg_sleep(1)");
-    assert_eq!(ops.ask("SHOW statement_timeout"), "3s");
+    ops.batch_execute("SET statement_timeout = '6s'").unwrap();
+    ops.ask("SELECT vault.rotate_secret('hooked'), pg_sleep(3)");
+    assert_eq!(ops.ask("SHOW statement_timeout"), "6s");
     assert_eq!(ops.ask("SHOW search_path"), "\"$user\", public");
     let begun = Instant::now();
-    sqlstate!(ops.try_ask("SELECT vault.rotate_secret('hooked'), pg_sleep(30)"), "57014", message: "statement timeout");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    sqlstate!(ops.try_ask("SELECT vault.rotate_secret('hooked'), pg_sleep(60)"), "57014", message: "statement timeout");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     let at = version(&mut ops, "hooked");
     // The caller's own time, if it is the shorter one, ends the hook.
     keeper.ask("UPDATE app.naps SET seconds = 30");
@@ -286,11 +286,11 @@ fn a_hooks_time_is_its_own() {
     sqlstate!(ops.try_ask("SELECT vault.rotate_secret('hooked')"), "57014", message: "statement timeout");
     ops.batch_execute("SET statement_timeout = 0").unwrap();
     // Late by itself; caught by the caller, who goes on undisturbed for longer than the hook might have.
-    sqlstate!(ops.try_ask("SELECT vault.rotate_secret('hooked')"), "57014", message: "took too long", detail: "hook_timeout_ms is 400", hint: "raise the setting");
+    sqlstate!(ops.try_ask("SELECT vault.rotate_secret('hooked')"), "57014", message: "took too long", detail: "hook_timeout_ms is 2000", hint: "raise the setting");
     ops.ask(
         "DO $$ BEGIN
              BEGIN PERFORM vault.rotate_secret('hooked'); EXCEPTION WHEN query_canceled THEN NULL; END;
-             PERFORM pg_sleep(1);
+             PERFORM pg_sleep(3);
          END $$",
     );
     assert_eq!(version(&mut ops, "hooked"), at);

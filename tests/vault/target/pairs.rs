@@ -76,7 +76,7 @@ fn two_roles_take_turns() {
 fn a_credential_ends_with_its_grace() {
     let cluster = builder().start();
     let vault = prepare(&cluster);
-    let mut keeper = create(&vault, ", grace_period => '2 seconds'");
+    let mut keeper = create(&vault, ", grace_period => '6 seconds'");
     let mut app = vault.app();
     let first = credential(&mut app, "db/app");
     keeper.ask(ROTATE);

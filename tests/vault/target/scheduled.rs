@@ -102,7 +102,7 @@ fn what_is_due_reaches_its_target() {
 fn a_sleeping_hook_is_ended_in_a_worker_too() {
     let cluster = builder()
         .conf("hyperion_vault.scan_interval_secs", "1")
-        .conf("hyperion_vault.hook_timeout_ms", "300")
+        .conf("hyperion_vault.hook_timeout_ms", "1500")
         .start();
     let vault = prepare(&cluster);
     let (mut root, mut keeper) = (vault.root(), vault.session("keeper"));
@@ -135,7 +135,7 @@ fn a_sleeping_hook_is_ended_in_a_worker_too() {
     let error = "SELECT rotation_error FROM vault.list_secrets('a/sleeper')";
     wait_for("the failure", PATIENCE, || root.ask(error) != "∅");
     let shown = root.ask(error);
-    assert!(shown.contains("took too long") && shown.contains("hook_timeout_ms is 300"), "{shown}");
+    assert!(shown.contains("took too long") && shown.contains("hook_timeout_ms is 1500"), "{shown}");
     assert_eq!(root.ask("SELECT version FROM vault.secrets WHERE name = 'a/sleeper'"), "1");
     // (One that calls functions comes only when there is one to call, and goes.)
     let now = root.ask(workers);

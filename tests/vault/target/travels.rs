@@ -116,7 +116,8 @@ fn a_restored_target_is_its_setters_or_nobodys() {
     root = vault.root();
     root.ask("DROP EXTENSION hyperion_vault; DROP SCHEMA vault");
     drop(root);
-    cluster.psql(&dump).success();
+    // In one transaction, or the relay writes how far its spool is before the dump does.
+    cluster.psql_as("postgres", &["-q", "--single-transaction"], &dump).success();
     vault.ops().ask(ROTATE);
     assert!(agrees(&cluster, &mut vault.app(), "db/svc"));
 }

@@ -107,7 +107,7 @@ fn round_trip() {
     assert!(learn(&mut reader(&cluster)) == known, "imported, but not the same");
     assert_eq!(ops.ask(EXPORT), document);
     // One that runs out in between does not come back; that its row still stands is in nobody's way.
-    ops.ask("SELECT vault.create_secret('brief', 'v', expires_in => '1 second')");
+    ops.ask("SELECT vault.create_secret('brief', 'v', expires_in => '5 seconds')");
     let with_brief = ops.ask(EXPORT);
     wait_for("the end of a secret", PATIENCE, || {
         ops.ask("SELECT count(*) FROM vault.list_secrets('brief')") == "0"

@@ -123,6 +123,7 @@ fn check(kms: &FakeKms, decrypt: &Value, expected: Seen) {
         }
         Seen::Silence => {
             let mut stream = client.send_only(Op::Decrypt, decrypt);
+            wait_for("the request to arrive", PATIENCE, || kms.calls(Op::Decrypt) == 1);
             stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
             let kind = stream.read(&mut [0]).unwrap_err().kind();
             assert!(matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{kind:?}");
