@@ -17,13 +17,12 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 [ $# -gt 0 ] || set -- 15 18 moto
 [ "$(uname -s)" = Linux ] || die "these scripts know Linux only; build by hand: cargo pgrx install --release --pg-config ..."
-moto=no majors=()
+moto=no valgrind=no majors=()
 for word in "$@"; do
     case $word in
     15 | 16 | 17 | 18) majors+=("$word") ;;
     moto) moto=yes ;;
-    # What needs it is left out where it is not.
-    valgrind) has valgrind || ! may_apt || want valgrind ;;
+    valgrind) valgrind=yes ;;
     *) die "PostgreSQL $word is not supported; the majors are 15, 16, 17 and 18" ;;
     esac
 done
@@ -37,6 +36,8 @@ fi
 [ $moto = no ] || want_moto
 install_wanted
 [ $moto = no ] || ensure_moto
+# By itself: what needs it is left out where it is not to be had.
+[ $valgrind = no ] || ensure_valgrind
 [ ${#majors[@]} -gt 0 ] || exit 0
 ensure_cargo_pgrx
 pairs=()

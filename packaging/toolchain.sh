@@ -52,6 +52,15 @@ has_libclang() {
     [ -n "$found" ]
 }
 
+ensure_valgrind() {
+    has valgrind || ! may_apt || {
+        apt_lists
+        info "apt-get install valgrind"
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends valgrind >/dev/null ||
+            warn "apt could not install valgrind: instructions are not counted"
+    }
+}
+
 install_wanted() {
     [ ${#WANTED[@]} -gt 0 ] || return 0
     local line="apt-get install -y --no-install-recommends ${WANTED[*]}"

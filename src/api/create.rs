@@ -12,7 +12,7 @@ use pgrx::pg_sys::Datum;
 use super::arguments::{self, Given};
 use super::gate;
 use super::keys::{ATTEMPTS, NewVersion, Value, overtaken};
-use super::lifecycle::destroy;
+use super::lifecycle::replace_gone;
 use super::target::{Handed, Handing};
 use super::update::{NewValue, Update, check_expected, expected_version};
 use super::writing::{admitted, generated, invalid};
@@ -125,7 +125,7 @@ fn create(
             if locked.presence != Presence::Gone {
                 continue;
             }
-            destroy(&spi, &locked)?;
+            replace_gone(&spi, name, &locked)?;
         }
         let prepared = handing.as_ref().map(|handing| handing.prepare(&spi, name, new.secret)).transpose()?;
         let now = Datum::from(crate::pg::clock());

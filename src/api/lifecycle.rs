@@ -27,11 +27,19 @@ pub fn destroy(spi: &Spi, locked: &Locked) -> Result<()> {
     forget(locked.id, &keys)
 }
 
+/// Deletes a locked secret that has run out, whose name another one takes. That is recorded besides the operation that is
+/// running.
+pub fn replace_gone(spi: &Spi, name: &str, locked: &Locked) -> Result<()> {
+    destroy(spi, locked)?;
+    audit::also("delete", Some(name), locked.version);
+    Ok(())
+}
+
 /// Deletes the retained versions of a locked secret beyond the newest `keep`. Each leaves a record, besides that of the
 /// operation that is running.
 pub fn purge(spi: &Spi, secret: Id, keep: u32, now: i64) -> Result<()> {
     let purged = versions::purge(spi, secret, keep, now)?;
-    purged.iter().for_each(|key| audit::also("purge", key.version));
+    purged.iter().for_each(|key| audit::also("purge", None, key.version));
     forget(secret, &purged)
 }
 

@@ -14,7 +14,7 @@ use pgrx::pg_sys::Datum;
 use super::create::{exists, reserved};
 use super::gate;
 use super::keys::{ATTEMPTS, Opener, overtaken};
-use super::lifecycle::destroy;
+use super::lifecycle::replace_gone;
 use super::writing::{admitted, invalid, missing};
 use crate::audit;
 use crate::error::Result;
@@ -78,7 +78,7 @@ fn lock_both(spi: &Spi, name: &str, new_name: &str) -> Result<Option<Locked>> {
     };
     if let Some(taken) = taken {
         check_free(new_name, taken.presence)?;
-        destroy(spi, &taken)?;
+        replace_gone(spi, new_name, &taken)?;
     }
     Ok(locked)
 }

@@ -69,7 +69,7 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
         if let Some(locked) = secrets::lock_any(&spi, &secret.name)?
             && locked.presence == Presence::Gone
         {
-            lifecycle::destroy(&spi, &locked)?;
+            lifecycle::replace_gone(&spi, &secret.name, &locked)?;
         }
         if !sealed::insert(&spi, secret)? {
             return Err(VaultError::new(Kind::Exists, format!("secret \"{}\" already exists", secret.name))

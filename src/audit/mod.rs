@@ -237,12 +237,15 @@ pub fn each(name: &str, version: i32) {
     });
 }
 
-/// What the running operation has written about another version of its subject: leaves a record besides its own.
-pub fn also(action: &'static str, version: i32) {
+/// What the running operation has done besides, to another version of its subject or to another secret: leaves a record
+/// besides its own.
+pub fn also(action: &'static str, name: Option<&str>, version: i32) {
     with_running(|running| {
         let mut frames = std::mem::take(&mut running.buffers.frames);
         let (outcome, xid) = running.fate();
-        let about = About { action, version: Some(version), detail: None, ..About::of(running) };
+        let own = About::of(running);
+        let about =
+            About { action, subject: name.or(own.subject), version: Some(version), detail: None, ..own };
         about.push(&mut frames, outcome, None, xid);
         (running.buffers.frames, running.also) = (frames, running.also + 1);
     });

@@ -27,7 +27,7 @@ use std::collections::hash_map::Entry;
 use std::ffi::CStr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyperion_vault_core::audit::{self as log, Frames, Next, Outcome, Part, Record, Segment, Spool};
 use hyperion_vault_core::envelope::Id;
@@ -51,9 +51,13 @@ const RECOVERY_PAUSE: Duration = Duration::from_secs(2);
 const BATCH_BYTES: usize = 1 << 20;
 /// How often transactions that were running are asked about again, and counted refusals are looked for.
 const REVIEW: Duration = Duration::from_secs(1);
-/// Writes asked about in one go, and how often at most in one review, if that is worth while.
+/// Until the next try after one that failed.
+const REVIEW_AGAIN: Duration = Duration::from_secs(15);
+/// Writes asked about in one go.
 const REVIEWED: i32 = 1000;
-const REVIEWS: usize = 10;
+/// So long a review may take, and so many writes it may judge; the next one goes on where it ended.
+const REVIEW_TIME: Duration = Duration::from_millis(100);
+const REVIEW_MOST: usize = 10_000;
 /// A record's usual length, for an estimate.
 const USUAL_BYTES: u64 = 200;
 
@@ -70,7 +74,8 @@ pub extern "C-unwind" fn hyperion_vault_relay_main(arg: pgrx::pg_sys::Datum) {
 struct Relay {
     /// How far spools are known to be taken.
     taken: HashMap<Id, Taken>,
-    reviewed_at: u64,
+    /// When to review again, in milliseconds.
+    review_at: u64,
     /// The last pending row that was asked about; the next review begins behind it.
     reviewed: i64,
 }
@@ -99,17 +104,18 @@ impl Relay {
             config::with_spool_dir(|base| self.tidy(&area, base))?;
             return Ok(RECOVERY_PAUSE);
         }
-        if now.saturating_sub(self.reviewed_at) >= REVIEW.as_millis() as u64 {
-            self.reviewed_at = now;
+        let busy = thread_time();
+        if now >= self.review_at {
             // What fails here keeps nothing from being taken.
-            session::step(|| self.review(&area));
+            let pause = session::attempt(|| self.review(&area)).map_or(REVIEW_AGAIN, |()| REVIEW);
+            self.review_at = now + pause.as_millis() as u64;
         }
-        config::with_spool_dir(|base| self.take(&area, base))
+        config::with_spool_dir(|base| self.take(&area, base, busy))
     }
 
-    /// Takes the next batch of the oldest spool that has one. How long to wait until the next.
-    fn take(&mut self, area: &Area, base: &Path) -> Result<Duration> {
-        let busy = thread_time();
+    /// Takes the next batch of the oldest spool that has one. How long to wait until the next, so that this turn's work,
+    /// which began when the thread had run for `busy`, is no more than its share.
+    fn take(&mut self, area: &Area, base: &Path, busy: Duration) -> Result<Duration> {
         let before = crate::pg::clock();
         // Where it cannot be, what is in the segments is taken all the same, which may make room.
         let drained = drain(area).is_ok();
@@ -164,26 +170,28 @@ impl Relay {
             }
             Ok(())
         })?;
-        for _ in 0..REVIEWS {
+        let (begun, mut judged) = (Instant::now(), 0);
+        loop {
             let after = self.reviewed;
-            let (last, resolved) = transaction::run(|| {
-                let pending = table::pending(after, REVIEWED)?;
-                // One transaction may have more than are asked about in one go: the others do not wait for its end.
-                let last = pending.last().filter(|_| pending.len() == REVIEWED as usize).map(|row| row.id);
-                let resolved: Vec<(i64, Outcome)> = pending
+            let (next, resolved) = transaction::run(|| {
+                let page = table::pending(after, REVIEWED)?;
+                let resolved: Vec<(i64, Outcome)> = page
+                    .rows
                     .into_iter()
                     .map(|row| (row.id, judge(row.system_id, row.timeline, row.xid)))
                     .filter(|(_, outcome)| *outcome != Outcome::Pending)
                     .collect();
                 table::resolve(&resolved)?;
-                Ok((last, resolved.len()))
+                Ok((page.next, resolved.len()))
             })?;
-            self.reviewed = last.unwrap_or(0);
-            if last.is_none() || resolved == 0 {
-                break;
+            judged += resolved;
+            // One transaction may have any number of writes: the others do not wait for its end.
+            self.reviewed = next.unwrap_or(0);
+            let enough = judged >= REVIEW_MOST || begun.elapsed() >= REVIEW_TIME;
+            if next.is_none() || enough || area.header.posts.is_held_off() {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     fn taken(&self, spool: &Spool) -> Taken {

@@ -24,7 +24,10 @@ pub fn status(area: &Area) -> Value {
     };
     let (size, limit) = (spool.size(), config::spool_limit());
     let growth = &area.audit.growth;
-    growth.look(crate::pg::monotonic_ms(), size);
+    // Before there is a spool the size of former ones is not known.
+    if spool.segment() != 0 {
+        growth.look(crate::pg::monotonic_ms(), size);
+    }
     let failed_at = count(&spool.failed_at);
     json!({
         "open": spool.segment() != 0,

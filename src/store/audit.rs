@@ -193,8 +193,15 @@ static PENDING: Statement = Statement::query(
     &[pg_sys::INT8OID, pg_sys::INT4OID],
 );
 
+/// Some of the pending rows, in their order.
+pub struct Page {
+    pub rows: Vec<Pending>,
+    /// The last one's id, if there may be more behind it.
+    pub next: Option<i64>,
+}
+
 /// Pending rows behind one, at most so many.
-pub fn pending(after: i64, most: i32) -> Result<Vec<Pending>> {
+pub fn pending(after: i64, most: i32) -> Result<Page> {
     let spi = Spi::connect()?;
     spi.prefer_index_order();
     let rows = spi.run(&PENDING, &[Bind::Raw(Some(Datum::from(after))), Bind::Int(most)])?;
@@ -206,7 +213,8 @@ pub fn pending(after: i64, most: i32) -> Result<Vec<Pending>> {
             xid: row.text(4)?.parse().ok()?,
         })
     });
-    Ok(pending.flatten().collect())
+    let next = rows.iter().nth(most as usize - 1).and_then(|row| row.bigint(1));
+    Ok(Page { next, rows: pending.flatten().collect() })
 }
 
 static RESOLVE: Statement = Statement::on_log(

@@ -119,10 +119,11 @@ fn ended(end: End) {
         return;
     }
     let holding = HOLDING.replace(false);
-    if !holding && !NEWS.get() {
+    // What has failed is none: who may not run a command could make any number of it.
+    let news = NEWS.replace(false) && end == End::Commit;
+    if !holding && !news {
         return;
     }
-    NEWS.set(false);
     let Ok(area) = area::get() else { return };
     if holding {
         area.header.posts.held_off.fetch_sub(1, Release);

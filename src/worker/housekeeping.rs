@@ -12,11 +12,11 @@ use hyperion_vault_core::secret::Presence;
 use crate::api::{keys, lifecycle};
 use crate::audit;
 use crate::config;
-use crate::error::Result;
+use crate::error::{Result, VaultError};
 use crate::pg::spi::Spi;
 use crate::pg::transaction::{self, Failure};
 use crate::pg::{clock, worker};
-use crate::store::schedule::{self, Place, START};
+use crate::store::schedule::{self, Dated, Place, START};
 use crate::store::secrets;
 
 /// Rows of one transaction: each is a few short statements, so that no lock is held for long.
@@ -30,12 +30,31 @@ pub fn pass() -> Result<bool> {
     Ok(repeat(|after| destroy_gone(now, after))? | repeat(|after| settle_ended(now, after))?)
 }
 
+/// What a transaction came to.
+#[derive(Default)]
+struct Batch {
+    /// Where to go on; None if there is no more.
+    next: Option<Place>,
+    /// What ended it, after what was done before.
+    outage: Option<VaultError>,
+}
+
+impl Batch {
+    fn whole(last: Option<&Dated>, found: usize) -> Self {
+        Self { next: last.filter(|_| found == BATCH as usize).map(|dated| dated.at), outage: None }
+    }
+}
+
 /// Runs `batch` from one place to the next, until it finds nothing more.
-fn repeat(batch: impl Fn(Place) -> Result<Option<Place>>) -> Result<bool> {
+fn repeat(batch: impl Fn(Place) -> Result<Batch>) -> Result<bool> {
     let mut after = START;
     for _ in 0..TRANSACTIONS {
-        match transaction::run(|| batch(after))? {
-            Some(last) => after = last,
+        let done = transaction::run(|| batch(after))?;
+        if let Some(outage) = done.outage {
+            return Err(outage);
+        }
+        match done.next {
+            Some(next) => after = next,
             None => return Ok(false),
         }
         if worker::death_requested() {
@@ -51,7 +70,7 @@ static DELETE: audit::Operation =
 static EXPIRE: audit::Operation =
     audit::Operation { function: "maintenance", action: "expire", kind: audit::Kind::Write };
 
-fn destroy_gone(now: i64, after: Place) -> Result<Option<Place>> {
+fn destroy_gone(now: i64, after: Place) -> Result<Batch> {
     let found = schedule::gone(&Spi::connect()?, now, after, BATCH)?;
     for (name, dated) in &found {
         // The row is ours then, by its name too, since that is what the rest works with.
@@ -66,34 +85,37 @@ fn destroy_gone(now: i64, after: Place) -> Result<Option<Place>> {
             && locked.id == dated.secret
             && locked.presence == Presence::Gone
         {
-            each_for_itself(|| {
+            let outage = each_for_itself(|| {
                 audit::run(&DELETE, || {
                     audit::subject(name);
                     lifecycle::destroy(&Spi::connect()?, &locked)
                 })
-            })?;
+            });
+            if outage.is_some() {
+                return Ok(Batch { outage, ..Batch::default() });
+            }
         }
     }
-    Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|(_, dated)| dated.at))
+    Ok(Batch::whole(found.last().map(|(_, dated)| dated), found.len()))
 }
 
 /// What cannot be done to one secret keeps nobody else waiting; it is tried again in the next pass. What can be done to
-/// none, since no record can be written, is an error.
-fn each_for_itself(f: impl FnOnce() -> Result<()>) -> Result<()> {
+/// none, since no record can be written, is returned.
+fn each_for_itself(f: impl FnOnce() -> Result<()>) -> Option<VaultError> {
     match transaction::savepoint(f) {
         Ok(()) => {}
-        Err(Failure::Ours(error)) if error.is_outage() => return Err(*error),
+        Err(Failure::Ours(error)) if error.is_outage() => return Some(*error),
         Err(Failure::Ours(error)) => (*error).warn(),
         Err(Failure::Raised(report) | Failure::Server(report)) => crate::error::log_caught(&report),
     }
-    Ok(())
+    None
 }
 
-fn settle_ended(now: i64, after: Place) -> Result<Option<Place>> {
+fn settle_ended(now: i64, after: Place) -> Result<Batch> {
     let found = schedule::ended(&Spi::connect()?, now, after, BATCH)?;
     let secrets: BTreeSet<_> = found.iter().map(|dated| dated.secret).collect();
     for secret in secrets {
-        each_for_itself(|| {
+        let outage = each_for_itself(|| {
             let (name, keep, ended) = {
                 let spi = Spi::connect()?;
                 let Some((name, keep)) = schedule::lock(&spi, secret)? else { return Ok(()) };
@@ -103,12 +125,15 @@ fn settle_ended(now: i64, after: Place) -> Result<Option<Place>> {
             audit::run(&EXPIRE, || {
                 audit::subject(&name);
                 audit::version(last.version);
-                others.iter().for_each(|key| audit::also(EXPIRE.action, key.version));
+                others.iter().for_each(|key| audit::also(EXPIRE.action, None, key.version));
                 keys::forget(secret, &ended)?;
                 let keep = keep.unwrap_or_else(config::keep_versions).max(0) as u32;
                 lifecycle::purge(&Spi::connect()?, secret, keep, now)
             })
-        })?;
+        });
+        if outage.is_some() {
+            return Ok(Batch { outage, ..Batch::default() });
+        }
     }
-    Ok(found.last().filter(|_| found.len() == BATCH as usize).map(|dated| dated.at))
+    Ok(Batch::whole(found.last(), found.len()))
 }

@@ -97,6 +97,15 @@ pub fn serve(index: usize, mut turn: impl FnMut() -> Result<Duration>) -> ! {
 /// Runs one part of a turn, which none of the others waits for: an error, of ours, of the server or a panic, aborts what is
 /// open, goes to the server's log and to `vault.status()`, and makes the worker back off once the turn is over.
 pub fn step<R>(f: impl FnOnce() -> Result<R>) -> Option<R> {
+    let result = attempt(f);
+    if result.is_none() {
+        FAILED.set(true);
+    }
+    result
+}
+
+/// As [`step`], but the worker does not back off: for what has a pace of its own.
+pub fn attempt<R>(f: impl FnOnce() -> Result<R>) -> Option<R> {
     pgrx::PgTryBuilder::new(AssertUnwindSafe(|| match f() {
         Ok(value) => Some(value),
         // Through the server's own error, so that there is one way out of a transaction.
@@ -111,7 +120,6 @@ fn recover<R>(error: CaughtError) -> Option<R> {
     let report = transaction::report(error);
     transaction::abort();
     crate::error::log_caught(&report);
-    FAILED.set(true);
     if let Some(post) = POST.get() {
         post.failed(report.message());
     }

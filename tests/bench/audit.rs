@@ -4,6 +4,9 @@
 //! a vault, a function that inserts into a log and selects, with synchronous commit and without. Reported as ratios to the
 //! plain select. Then once more the first two, for so long that the relay must keep up: what it has not done at the end of a
 //! short run is not in its figure. Then the relay is held while sessions read, and timed while it takes all those records.
+//!
+//! `long_log`: the same of the relay with many millions of rows in the table (`BENCH_LOG_ROWS`, ten million) beside an empty one,
+//! what a row takes on the disk, and how long the rows of a minute are looked for.
 
 use crate::machine::{self, Cores};
 use crate::pgbench::Run;
@@ -11,11 +14,12 @@ use crate::relay::{caught_up, lag, settle};
 use crate::scenarios::FIRST;
 use crate::stats::Summary;
 use hyperion_vault_tests::threads::clients_at_once;
-use hyperion_vault_tests::{Ask, Cluster, SIGCONT, SIGSTOP};
+use hyperion_vault_tests::{Ask, Client, Cluster, SIGCONT, SIGSTOP};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 pub const NAME: &str = "audit";
+pub const LONG_LOG: &str = "long_log";
 
 const SECRETS: u64 = 1_000;
 const SECONDS: u32 = 2;
@@ -29,8 +33,53 @@ const SESSIONS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(600);
 
 pub fn measure(pairs: u32, cores: Option<Cores>) -> Value {
+    let cluster = cluster(cores);
+    println!("\nreads that are audited ÷ a plain primary-key select, in one run");
+    let reads: Vec<Value> = [1, 8].into_iter().map(|clients| compare(&cluster, clients, pairs)).collect();
+    let sustained = sustained(&cluster, pairs.min(3));
+    let ingest = ingest(&cluster, pairs.min(3));
+    json!({ "name": NAME, "reads": reads, "sustained": sustained, "ingest": ingest })
+}
+
+/// What a log of many rows costs that an empty one does not.
+pub fn measure_long_log(runs: u32, cores: Option<Cores>) -> Value {
+    let rows: u64 =
+        std::env::var("BENCH_LOG_ROWS").map_or(10_000_000, |n| n.parse().expect("BENCH_LOG_ROWS is a count"));
+    let cluster = cluster(cores);
+    println!("\nthe audit log: empty, then with {rows} rows more");
+    let empty = ingest(&cluster, runs);
+    let mut root = cluster.superuser();
+    settle(&cluster);
+    // A row each millisecond up to a day ago; below the ids that there are.
+    for first in (1..=rows).step_by(1_000_000) {
+        root.ask(&format!(
+            "INSERT INTO vault.audit_log (id, at, spool_id, position, system_id, timeline, node, session_role, role, client,
+                client_addr, action, function, subject, version, outcome, occurrences)
+             SELECT i, now() - interval '1 day' - ({rows} - i) * interval '1 millisecond', '00000000-0000-0000-0000-000000000001', i * 120,
+                7000000000000000000, 1, 'node', 'app', 'app', 'tcp', '10.0.0.7', 'read', 'read_secret', 'app/db/password' || i % 1000,
+                1, 'ok', 1
+               FROM generate_series({first}, least({rows}, {first} + 999999)) i"
+        ));
+    }
+    root.ask("VACUUM ANALYZE vault.audit_log; CHECKPOINT");
+    let long = ingest(&cluster, runs);
+    let number = |root: &mut Client, sql: &str| root.ask(sql).parse::<f64>().expect("a number");
+    let bytes = number(
+        &mut root,
+        "SELECT pg_total_relation_size('vault.audit_log')::float8 / count(*) FROM vault.audit_log",
+    );
+    let minute = "SELECT count(*) FROM vault.audit_log WHERE at BETWEEN now() - interval '25 hours' AND now() - interval '25 hours' + interval '1 minute'";
+    let found = number(&mut root, minute);
+    let begun = Instant::now();
+    root.ask(minute);
+    let looked = begun.elapsed();
+    println!("{bytes:.0} bytes a row with its indexes; {found} rows of one minute found in {looked:?}");
+    json!({ "name": LONG_LOG, "rows": rows, "empty": empty, "long": long, "bytes_per_row": bytes, "minute_ms": looked.as_secs_f64() * 1000.0 })
+}
+
+fn cluster(cores: Option<Cores>) -> Cluster {
     let cluster = Cluster::builder()
-        .time_limit(Duration::from_secs(3600))
+        .time_limit(Duration::from_secs(7200))
         .fsync(true)
         .conf("autovacuum", "off")
         .conf("max_wal_size", "4GB")
@@ -40,11 +89,7 @@ pub fn measure(pairs: u32, cores: Option<Cores>) -> Value {
     if let Some(cores) = cores {
         cores.pin_server(&cluster);
     }
-    println!("\nreads that are audited ÷ a plain primary-key select, in one run");
-    let reads: Vec<Value> = [1, 8].into_iter().map(|clients| compare(&cluster, clients, pairs)).collect();
-    let sustained = sustained(&cluster, pairs.min(3));
-    let ingest = ingest(&cluster, pairs.min(3));
-    json!({ "name": NAME, "reads": reads, "sustained": sustained, "ingest": ingest })
+    cluster
 }
 
 fn compare(cluster: &Cluster, clients: u32, pairs: u32) -> Value {

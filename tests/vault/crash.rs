@@ -105,7 +105,6 @@ const SLOTS: u64 = 256;
 
 #[test]
 fn five_hundred_readers_of_a_cold_secret_cost_one_call() {
-    let _alone = crate::load::alone();
     let cluster = Cluster::builder()
         .max_connections(READERS as u32 + 20)
         .conf("hyperion_vault.kms_timeout_ms", "120000")

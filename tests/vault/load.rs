@@ -7,21 +7,14 @@
 use crate::watch::make_cold;
 use hyperion_vault_tests::threads::{Background, background};
 use hyperion_vault_tests::{Client, Cluster, NoTls, Vault};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Creators, each with names of its own.
 pub const CREATORS: usize = 3;
 /// Readers of cold secrets, who share them out.
 pub const COLD_READERS: usize = 2;
-
-/// Keeps the heaviest and the most closely timed tests from running side by side. Taken before a cluster starts: the
-/// time limits of a test are for the test, not for its turn.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Load that goes on until told to stop, and what became of it.
 pub struct Load {

@@ -23,7 +23,6 @@ const LATENCY: Duration = Duration::from_millis(20);
 
 #[test]
 fn a_thousand_readers_of_one_secret_make_one_call() {
-    let _alone = crate::load::alone();
     let kms = FakeKms::start();
     let crowd = CROWD.min(open_files(CROWD * FILES + 500).saturating_sub(500) / FILES);
     assert!(crowd >= 64, "too few open files are allowed: {crowd} sessions");
@@ -60,7 +59,6 @@ fn a_thousand_readers_of_one_secret_make_one_call() {
 
 #[test]
 fn no_more_calls_than_allowed_and_no_fewer() {
-    let _alone = crate::load::alone();
     let kms = FakeKms::start();
     let cluster = Cluster::builder()
         .aws(&kms)

@@ -34,7 +34,6 @@ struct Survived {
 
 #[test]
 fn a_hundred_orderly_deaths_in_the_middle_of_calls() {
-    let _alone = crate::load::alone();
     let kms = Arc::new(FakeKms::start());
     let prepared = Arc::new(Barrier::new(CLUSTERS + 1));
     let begun = Instant::now();

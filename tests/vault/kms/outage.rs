@@ -96,7 +96,6 @@ fn breaker(root: &mut Client) -> String {
 
 #[test]
 fn an_outage_costs_each_caller_milliseconds() {
-    let _alone = crate::load::alone();
     let kms = FakeKms::start();
     let cluster = Cluster::builder()
         .aws(&kms)

@@ -30,7 +30,6 @@ const WAITING: [(&str, &str); 5] = [
 
 #[test]
 fn every_wait_ends_at_once_and_drops_its_call() {
-    let _alone = crate::load::alone();
     let kms = FakeKms::start();
     let cluster = patient_cluster(&kms);
     let vault = cluster.vault();

@@ -34,6 +34,11 @@ fn each_due_time_gives_one_rotation_whatever_dies() {
         let begun = format!("SELECT count(*) > 0 FROM vault.secrets WHERE version = {}", round + 2);
         wait_for("the first rotations", PATIENCE, || root.ask(&begun) == "t");
         std::thread::sleep(Duration::from_millis(u64::from(random_bytes::<1>()[0])));
+        let done: usize = root
+            .ask(&format!("SELECT count(*) FROM vault.secrets WHERE version = {}", round + 2))
+            .parse()
+            .unwrap();
+        in_the_middle += usize::from(done < SECRETS);
         match round % 4 {
             0 | 2 => cluster.kill_and_wait(worker, SIGKILL),
             1 => {
@@ -44,11 +49,6 @@ fn each_due_time_gives_one_rotation_whatever_dies() {
         }
         cluster.wait_ready();
         let mut root = vault.root();
-        let done: usize = root
-            .ask(&format!("SELECT count(*) FROM vault.secrets WHERE version = {}", round + 2))
-            .parse()
-            .unwrap();
-        in_the_middle += usize::from(done < SECRETS);
         until_done(&mut root);
         // Nothing is due any more: each has one version more, and all the earlier ones once.
         let counts =

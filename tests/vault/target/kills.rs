@@ -126,7 +126,7 @@ fn a_killed_worker_leaves_each_due_rotation_whole_and_once() {
              CREATE FUNCTION app.on_rotate(name text, version int) RETURNS void LANGUAGE plpgsql AS $$
              BEGIN
                  INSERT INTO app.seen VALUES (version, vault.read_secret(name, version));
-                 PERFORM pg_sleep(0.05);
+                 PERFORM pg_sleep(0.2);
              END $$",
         )
         .unwrap();
@@ -151,6 +151,7 @@ fn a_killed_worker_leaves_each_due_rotation_whole_and_once() {
         let hooks = || cluster.pids("hyperion_vault hooks").first().copied();
         wait_for("a rotation", PATIENCE, || hooks().is_some() || root.ask(&done(death + 2)) != "0");
         std::thread::sleep(Duration::from_millis(u64::from(random_bytes::<1>()[0]) % 80));
+        let before = root.ask(&done(death + 2));
         let (what, killed) = match death % 4 {
             1 => {
                 cluster.kill_postmaster_9();
@@ -169,7 +170,6 @@ fn a_killed_worker_leaves_each_due_rotation_whole_and_once() {
         }
         cluster.wait_ready();
         let mut root = vault.root();
-        let before = root.ask(&done(death + 2));
         in_the_middle += usize::from(killed && before != "3");
         wait_for("all three to be rotated", 2 * PATIENCE, || root.ask(&done(death + 2)) == "3");
         let version = i32::try_from(death + 2).expect("a small number");
