@@ -55,9 +55,10 @@ const REVIEW: Duration = Duration::from_secs(1);
 const REVIEW_AGAIN: Duration = Duration::from_secs(15);
 /// Writes asked about in one go.
 const REVIEWED: i32 = 1000;
-/// So long a review may take, and so many writes it may judge; the next one goes on where it ended.
+/// So long a review may take; the next one goes on where it ended, at once if that was worth while.
 const REVIEW_TIME: Duration = Duration::from_millis(100);
-const REVIEW_MOST: usize = 10_000;
+/// If it was not: some open transaction has written very much.
+const REVIEW_LATER: Duration = Duration::from_secs(5);
 /// A record's usual length, for an estimate.
 const USUAL_BYTES: u64 = 200;
 
@@ -96,7 +97,7 @@ impl Relay {
             return Ok(PAUSE);
         }
         let now = monotonic_ms();
-        area.audit.growth.look(now, area.audit.spool.size());
+        super::status::look(&area);
         if identity::in_recovery() {
             // After a promotion everything is looked at anew.
             self.taken.clear();
@@ -107,7 +108,7 @@ impl Relay {
         let busy = thread_time();
         if now >= self.review_at {
             // What fails here keeps nothing from being taken.
-            let pause = session::attempt(|| self.review(&area)).map_or(REVIEW_AGAIN, |()| REVIEW);
+            let pause = session::attempt(|| self.review(&area)).unwrap_or(REVIEW_AGAIN);
             self.review_at = now + pause.as_millis() as u64;
         }
         config::with_spool_dir(|base| self.take(&area, base, busy))
@@ -159,11 +160,13 @@ impl Relay {
         self.publish(area, &spools);
         told(unread)?;
         self.caught_up(area, before, drained)?;
-        Ok(PAUSE)
+        let rest = log::rest(thread_time().saturating_sub(busy), 0, config::spool_limit());
+        Ok(rest.max(PAUSE))
     }
 
-    /// Asks again about transactions that were running, and writes counts of refusals whose time is over.
-    fn review(&mut self, area: &Area) -> Result<()> {
+    /// Asks again about transactions that were running, and writes counts of refusals whose time is over. When to do so
+    /// again.
+    fn review(&mut self, area: &Area) -> Result<Duration> {
         transaction::run(|| {
             for (actor, count) in area.audit.denials.take_counted(monotonic_ms() / 1000) {
                 write_counted(actor, count);
@@ -187,9 +190,11 @@ impl Relay {
             judged += resolved;
             // One transaction may have any number of writes: the others do not wait for its end.
             self.reviewed = next.unwrap_or(0);
-            let enough = judged >= REVIEW_MOST || begun.elapsed() >= REVIEW_TIME;
-            if next.is_none() || enough || area.header.posts.is_held_off() {
-                return Ok(());
+            if next.is_none() {
+                return Ok(REVIEW);
+            }
+            if begun.elapsed() >= REVIEW_TIME || area.header.posts.is_held_off() {
+                return Ok(if judged > 0 { Duration::ZERO } else { REVIEW_LATER });
             }
         }
     }

@@ -11,6 +11,14 @@ use super::spool::last_failure;
 use crate::area::Area;
 use crate::config;
 
+/// Takes note of how large the spools are, for how fast they grow. Before one is open the size of former ones is not known.
+pub fn look(area: &Area) {
+    let spool = &area.audit.spool;
+    if spool.segment() != 0 {
+        area.audit.growth.look(crate::pg::monotonic_ms(), spool.size());
+    }
+}
+
 /// Records and seconds that the table lags behind, the spools' size, when they will be full, what failed last.
 pub fn status(area: &Area) -> Value {
     let count = |counter: &AtomicU64| counter.load(Relaxed);
@@ -23,11 +31,7 @@ pub fn status(area: &Area) -> Value {
         (_, settled) => Some((crate::pg::clock() - settled as i64).max(0) as f64 / 1e6),
     };
     let (size, limit) = (spool.size(), config::spool_limit());
-    let growth = &area.audit.growth;
-    // Before there is a spool the size of former ones is not known.
-    if spool.segment() != 0 {
-        growth.look(crate::pg::monotonic_ms(), size);
-    }
+    look(area);
     let failed_at = count(&spool.failed_at);
     json!({
         "open": spool.segment() != 0,
@@ -37,7 +41,7 @@ pub fn status(area: &Area) -> Value {
         "lag_seconds": lag_seconds,
         "spool_bytes": size,
         "spool_max_bytes": limit,
-        "seconds_to_full": growth.seconds_to_full(size, limit),
+        "seconds_to_full": area.audit.growth.seconds_to_full(size, limit),
         "append_failures": count(&spool.failed),
         "last_append_failure": (failed_at != 0).then(|| last_failure(area.audit)),
         "last_append_failure_at_unix": (failed_at != 0).then_some(failed_at),

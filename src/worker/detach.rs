@@ -29,8 +29,9 @@ const STEP: Duration = Duration::from_millis(5);
 
 thread_local! {
     static HOLDING: Cell<bool> = const { Cell::new(false) };
-    /// Whether the launcher should hear of this transaction's end.
-    static NEWS: Cell<bool> = const { Cell::new(false) };
+    /// The subtransaction, the earliest if there are several, that did something the launcher should hear of at the end; 0:
+    /// none did.
+    static NEWS: Cell<u32> = const { Cell::new(0) };
 }
 
 pub fn install() {
@@ -62,7 +63,9 @@ fn before(command: &Command) {
         hold_off(posts);
     }
     let news = match command {
-        Command::CreateExtension(name) => name == "hyperion_vault" && in_vault_database(),
+        Command::CreateExtension(name) => {
+            name == "hyperion_vault" && in_vault_database() && !catalog::extension_exists()
+        }
         Command::RenameDatabase { to, .. } | Command::CopyDatabase { to, .. } => {
             config::is_vault_database(to)
         }
@@ -76,7 +79,11 @@ fn before(command: &Command) {
 /// Has the launcher look once this transaction has ended.
 fn tell_afterwards() {
     exit::at_transaction_end(ended);
-    NEWS.set(true);
+    let now = exit::subtransaction();
+    NEWS.set(match NEWS.get() {
+        0 => now,
+        before => before.min(now),
+    });
 }
 
 fn in_vault_database() -> bool {
@@ -115,12 +122,15 @@ fn hold_off(posts: &Posts) {
 
 /// At the end of a transaction, however it ends.
 fn ended(end: End) {
-    if matches!(end, End::SavepointAbort(_)) {
+    // What has failed is no news: who may not run a command could make any number of it.
+    if let End::SavepointAbort(first) = end {
+        if NEWS.get() >= first {
+            NEWS.set(0);
+        }
         return;
     }
     let holding = HOLDING.replace(false);
-    // What has failed is none: who may not run a command could make any number of it.
-    let news = NEWS.replace(false) && end == End::Commit;
+    let news = NEWS.replace(0) != 0 && end == End::Commit;
     if !holding && !news {
         return;
     }

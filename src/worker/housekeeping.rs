@@ -88,6 +88,7 @@ fn destroy_gone(now: i64, after: Place) -> Result<Batch> {
             let outage = each_for_itself(|| {
                 audit::run(&DELETE, || {
                     audit::subject(name);
+                    audit::version(locked.version);
                     lifecycle::destroy(&Spi::connect()?, &locked)
                 })
             });

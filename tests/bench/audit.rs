@@ -55,23 +55,27 @@ pub fn measure_long_log(runs: u32, cores: Option<Cores>) -> Value {
         root.ask(&format!(
             "INSERT INTO vault.audit_log (id, at, spool_id, position, system_id, timeline, node, session_role, role, client,
                 client_addr, action, function, subject, version, outcome, occurrences)
-             SELECT i, now() - interval '1 day' - ({rows} - i) * interval '1 millisecond', '00000000-0000-0000-0000-000000000001', i * 120,
+             SELECT i, now() - interval '1 day' - ({rows} - i) * interval '1 millisecond', '00000000-0000-0000-0000-000000000001', i::bigint * 120,
                 7000000000000000000, 1, 'node', 'app', 'app', 'tcp', '10.0.0.7', 'read', 'read_secret', 'app/db/password' || i % 1000,
                 1, 'ok', 1
                FROM generate_series({first}, least({rows}, {first} + 999999)) i"
         ));
     }
-    root.ask("VACUUM ANALYZE vault.audit_log; CHECKPOINT");
+    root.ask("VACUUM ANALYZE vault.audit_log");
+    root.ask("CHECKPOINT");
     let long = ingest(&cluster, runs);
     let number = |root: &mut Client, sql: &str| root.ask(sql).parse::<f64>().expect("a number");
     let bytes = number(
         &mut root,
         "SELECT pg_total_relation_size('vault.audit_log')::float8 / count(*) FROM vault.audit_log",
     );
-    let minute = "SELECT count(*) FROM vault.audit_log WHERE at BETWEEN now() - interval '25 hours' AND now() - interval '25 hours' + interval '1 minute'";
-    let found = number(&mut root, minute);
+    let minute = format!(
+        "SELECT count(*) FROM vault.audit_log WHERE at BETWEEN now() - interval '1 day' - {rows} * interval '0.5 milliseconds'
+            AND now() - interval '1 day' - {rows} * interval '0.5 milliseconds' + interval '1 minute'"
+    );
+    let found = number(&mut root, &minute);
     let begun = Instant::now();
-    root.ask(minute);
+    root.ask(&minute);
     let looked = begun.elapsed();
     println!("{bytes:.0} bytes a row with its indexes; {found} rows of one minute found in {looked:?}");
     json!({ "name": LONG_LOG, "rows": rows, "empty": empty, "long": long, "bytes_per_row": bytes, "minute_ms": looked.as_secs_f64() * 1000.0 })

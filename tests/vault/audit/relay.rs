@@ -152,13 +152,13 @@ fn what_workers_do_by_themselves_is_recorded_too() {
     );
     let mut root = vault.root();
     // Versions go too, once there are many.
-    let sql = "SELECT DISTINCT action, subject, session_role, client, outcome FROM vault.audit_log
+    let sql = "SELECT DISTINCT action, subject, CASE action WHEN 'delete' THEN version END, session_role, client, outcome FROM vault.audit_log
                 WHERE function = 'maintenance' AND outcome = 'ok' AND action <> 'purge' ORDER BY 1";
     wait_for("both to be done", PATIENCE, || root.ask(sql).lines().count() == 2);
     assert_eq!(
         root.ask(sql),
-        "delete|ends|postgres|internal:hyperion_vault maintenance|ok\n\
-         rotate|turns|postgres|internal:hyperion_vault maintenance|ok"
+        "delete|ends|1|postgres|internal:hyperion_vault maintenance|ok\n\
+         rotate|turns|∅|postgres|internal:hyperion_vault maintenance|ok"
     );
 }
 
