@@ -114,6 +114,8 @@ impl Witness {
 
     #[track_caller]
     pub fn assert_lost(&mut self) {
-        assert!(!self.survived(), "the server did not restart: the witness session still answers");
+        // A dead child is gone a moment before the postmaster ends the others for it.
+        let lost = crate::wait_until(crate::PATIENCE, || !self.survived());
+        assert!(lost, "the server did not restart: the witness session still answers");
     }
 }
