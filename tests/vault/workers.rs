@@ -22,32 +22,33 @@ fn shown(root: &mut Client, name: &str) -> serde_json::Value {
     found.unwrap_or_else(|| panic!("{name} is not among {workers}"))
 }
 
-/// Waits until a worker runs whose process is not `before`; returns its process and how long that took.
+/// Waits until `look` finds a process that is not `before`; returns it and how long that took.
 #[track_caller]
-fn next(cluster: &Cluster, title: &str, before: Option<i32>) -> (i32, Duration) {
+fn another(title: &str, before: Option<i32>, mut look: impl FnMut() -> Option<i32>) -> (i32, Duration) {
     let begun = Instant::now();
     let mut found = None;
     wait_for(&format!("another {title}"), PATIENCE, || {
-        found = cluster.pids(title).first().copied();
+        found = look();
         found.is_some() && found != before
     });
     (found.expect("just found"), begun.elapsed())
 }
 
+/// Waits until a worker runs whose process is not `before`; returns its process and how long that took.
+#[track_caller]
+fn next(cluster: &Cluster, title: &str, before: Option<i32>) -> (i32, Duration) {
+    another(title, before, || cluster.pids(title).first().copied())
+}
+
 /// As [`next`], and the worker has found the extension: one that comes to look and finds none does not count.
 #[track_caller]
 fn next_at_work(cluster: &Cluster, title: &str, before: Option<i32>) -> (i32, Duration) {
-    let (begun, mut elsewhere) = (Instant::now(), cluster.connect("postgres", "template1"));
+    let mut elsewhere = cluster.connect("postgres", "template1");
     // It reports neither before it has found it.
     let sql = format!(
         "SELECT pid FROM pg_stat_activity WHERE backend_type = '{title}' AND state IN ('active', 'idle')"
     );
-    let mut found = None;
-    wait_for(&format!("another {title} at work"), PATIENCE, || {
-        found = elsewhere.ask(&sql).parse().ok();
-        found.is_some() && found != before
-    });
-    (found.expect("just found"), begun.elapsed())
+    another(title, before, || elsewhere.ask(&sql).parse().ok())
 }
 
 /// Waits until there is no maintenance worker. One that comes to look for the extension is gone at once; one that stays
