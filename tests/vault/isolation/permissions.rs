@@ -26,6 +26,7 @@ fn prepare(vault: &Vault<'_>) -> Client {
          SELECT vault.create_role('r', permissions => '[{\"action\":\"read\",\"path\":\"x\"}]');
          CREATE ROLE eve LOGIN;
          GRANT ALL ON SCHEMA vault TO eve; GRANT ALL ON ALL TABLES IN SCHEMA vault TO eve;
+         GRANT ALL ON TYPE vault.secret_kind, vault.secret_format, vault.secret_info TO eve;
          CREATE SCHEMA mine AUTHORIZATION eve",
     );
     root
@@ -152,6 +153,7 @@ fn names_cannot_be_walked() {
     let cluster = Cluster::builder().start();
     let vault = cluster.vault();
     let mut root = prepare(&vault);
+    root.ask("SELECT vault.create_secret('p/' || to_char(i, 'FM000'), 'v') FROM generate_series(1, 300) i");
     root.ask("CREATE ROLE walker LOGIN IN ROLE vault_user; GRANT SELECT ON ALL TABLES IN SCHEMA vault TO walker; ANALYZE");
     for who in ["walker", "eve"] {
         let mut client = vault.session(who);
@@ -178,12 +180,21 @@ fn names_cannot_be_walked() {
             refused(&mut client, prepared);
             client.ask("DEALLOCATE ALL");
         }
-        // Nothing was scanned: what everybody may read of the statistics has not moved.
+        // What everybody may read of the statistics does not move, whatever is asked: the planner, which works before anything
+        // is refused, reads the ends of an index if the constant lies near them.
         let scanned = "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::text FROM pg_stat_xact_all_tables WHERE schemaname = 'vault'";
-        client.ask("BEGIN; SAVEPOINT s");
-        assert_eq!(state(&mut client, "SELECT FROM vault.secrets WHERE name = 'top/other'"), "42501");
-        client.ask("ROLLBACK TO s");
-        assert_eq!(text(&mut client, scanned), "0");
+        client.ask("RESET ALL; BEGIN");
+        let before = text(&mut client, scanned);
+        for constant in ["", "p/000", "p/150", "top/launch", "top/other", "zz"] {
+            client.ask("SAVEPOINT s");
+            assert_eq!(
+                state(&mut client, &format!("SELECT FROM vault.secrets WHERE name > '{constant}'")),
+                "42501"
+            );
+            client.ask("ROLLBACK TO s");
+            assert_eq!(text(&mut client, scanned), before, "{who}: {constant:?}");
+        }
+        client.ask("ROLLBACK");
     }
 }
 
@@ -308,7 +319,7 @@ fn no_other_way_to_a_table() {
     // As a child of a table of eve's: a superuser has to tie it, and still does not open it.
     root.ask(
         "CREATE TABLE mine.parent (name text COLLATE \"C\"); ALTER TABLE mine.parent OWNER TO eve; ALTER TABLE vault.roles INHERIT mine.parent;
-         CREATE TABLE mine.whole (LIKE vault.roles INCLUDING ALL) PARTITION BY RANGE (id)",
+         CREATE TABLE mine.whole (LIKE vault.roles) PARTITION BY RANGE (id)",
     );
     for statement in [
         "SELECT * FROM mine.parent",
@@ -344,7 +355,9 @@ fn no_other_way_to_a_table() {
         root.ask("SELECT reltoastrelid::regclass FROM pg_class WHERE oid = 'vault.secrets'::regclass");
     root.ask(&format!("GRANT USAGE ON SCHEMA pg_toast TO eve; GRANT SELECT ON {toast} TO eve"));
     refused(&mut eve, &format!("SELECT * FROM {toast}"));
-    root.ask(&format!("SELECT * FROM {toast}; VACUUM FULL vault.secrets; SELECT * FROM {toast}"));
+    root.ask(&format!("SELECT * FROM {toast}"));
+    root.ask("VACUUM FULL vault.secrets");
+    root.ask(&format!("SELECT * FROM {toast}"));
     refused(&mut eve, &format!("SELECT * FROM {toast}"));
 
     // As its owner, which a superuser has to make of eve.
