@@ -6,6 +6,7 @@
 mod columns;
 mod cost;
 mod hardened;
+mod hostile_kinds;
 mod schema;
 mod triggers;
 
