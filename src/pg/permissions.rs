@@ -121,11 +121,6 @@ unsafe extern "C-unwind" fn judge(usage: Use, raise: bool) -> bool {
     if !is_vault_table(usage.relation) {
         return true;
     }
-    // TRANSITION, issue 14: the extension's own SPI statements run as vault_service. Delete these three lines
-    // when no statement of the extension names a vault table any more.
-    if super::scope::inside() {
-        return true;
-    }
     let role = if usage.checked_as == Oid::INVALID { plain::user() } else { usage.checked_as };
     // SAFETY: a syscache lookup; superusers included, false for a role that does not exist.
     if unsafe { pg_sys::has_bypassrls_privilege(role) } {

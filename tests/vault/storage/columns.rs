@@ -31,7 +31,7 @@ fn columns_of_others_are_carried_along() {
     root.ask(
         "SELECT vault.create_secret('old', 'one', grace_period => '1 day', generator => '{}'); SELECT vault.put_secret('old', 'two');
          SELECT vault.create_secret('older', 'one');
-         SELECT vault.create_role('r', permissions => '[{\"action\":\"read\",\"path\":\"x\"}]'); SELECT vault.bind_role('r', 'app'); SELECT vault.create_token('t', 'r')",
+         SELECT vault.create_role('kept', permissions => '[{\"action\":\"read\",\"path\":\"x\"}]'); SELECT vault.bind_role('kept', 'app'); SELECT vault.create_token('kept', 'kept')",
     );
     give_work(&mut root, "w");
     add(&mut root);
@@ -100,12 +100,12 @@ fn columns_of_others_are_carried_along() {
     }
     // Other tables' rows that stay keep what they had.
     assert_eq!(root.ask(&format!("SELECT {GET} FROM vault.secret_versions WHERE version = 1 AND secret_id = (SELECT id FROM vault.secrets WHERE name = 'old')")), kept);
-    assert_eq!(root.ask(&format!("SELECT {GET} FROM vault.roles WHERE name = 'r'")), kept);
-    manager.ask("SELECT vault.set_role_permissions('r', '[{\"action\":\"read\",\"path\":\"y\"}]')");
-    assert_eq!(root.ask(&format!("SELECT {GET} FROM vault.tokens WHERE name = 't'")), kept);
+    assert_eq!(root.ask(&format!("SELECT {GET} FROM vault.roles WHERE name = 'kept'")), kept);
+    manager.ask("SELECT vault.set_role_permissions('kept', '[{\"action\":\"read\",\"path\":\"y\"}]')");
+    assert_eq!(root.ask(&format!("SELECT {GET} FROM vault.tokens WHERE name = 'kept'")), kept);
     assert_eq!(root.ask(&format!("SELECT {GET} FROM vault.role_bindings WHERE pg_role = 'app'")), kept);
     // The time of a token's last use is noted in its row.
-    let token = root.ask("SELECT vault.create_token('used', 'r')");
+    let token = root.ask("SELECT vault.create_token('used', 'kept')");
     root.ask(&format!(
         "UPDATE vault.tokens SET {SET}, x_text = 'of old rows', x_late = 1.5 WHERE name = 'used'"
     ));

@@ -14,6 +14,7 @@ fn all_refuse(client: &mut Client, schema: &str) {
             _ => call,
         };
         let call = call.replace("vault.", &format!("{schema}."));
+        println!("{call}");
         let error = sqlstate!(client.try_ask(&call), "55000", message: schema, hint: "RENAME TO vault");
         assert!(!format!("{error:?}").contains("CREATE EXTENSION"), "{function}: {error:?}");
     }
