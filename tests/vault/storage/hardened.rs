@@ -39,7 +39,7 @@ fn nothing_depends_on_what_public_may_run() {
         client.ask("SELECT vault.delete_secret('a/b'), vault.delete_secret('a/y')");
         assert_eq!(client.ask("SELECT vault.read_secret('w')"), "w");
         assert_eq!(client.ask("SELECT valid, version FROM vault.verify('w', 'w')"), "t|2");
-        client.ask("SELECT name, decrypted_secret FROM vault.decrypted_secrets LIMIT 3");
+        assert!(client.ask("SELECT name, decrypted_secret FROM vault.decrypted_secrets").contains("w|w"));
         client.ask("SELECT vault.status(), vault.list_secrets('*')");
     }
     assert_eq!(vault.session("loser").ask("SELECT name FROM vault.decrypted_secrets"), "");
