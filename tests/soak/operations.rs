@@ -114,7 +114,7 @@ impl Operations {
                 ("update value", write(client, sql, Some(value), true))
             }
             6 => {
-                let sql = "SELECT version FROM vault.update_secret($1, description => $2, metadata => '{\"a\": [1, 2]}')";
+                let sql = "SELECT version FROM vault.update_secret($1, description => left($2, 50), metadata => '{\"a\": [1, 2]}')";
                 let result = client.query_one(sql, &[&name, &value]).map(|row| {
                     assert_eq!(row.get::<_, i32>(0), secret.version, "{name}: no new version");
                 });
@@ -205,10 +205,13 @@ impl Operations {
             }
             4..6 => (
                 "shared update value",
-                write(client, "update_secret($1, value => $2, description => $2)", Some(&value)),
+                write(client, "update_secret($1, value => $2, description => left($2, 50))", Some(&value)),
             ),
             6..8 => ("shared rotate", write(client, "rotate_secret($1)", None)),
-            8 => ("shared rotate, no grace", write(client, "rotate_secret($1, grace_period => '0')", None)),
+            8 => (
+                "shared end of grace",
+                write(client, "update_secret($1, value => $2, grace_period => '0')", Some(&value)),
+            ),
             9 => {
                 let call = format!("put_secret($1, $2, expected_version => {expected})");
                 ("shared put expected", write(client, &call, Some(&value)))
