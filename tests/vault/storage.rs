@@ -5,8 +5,10 @@
 
 mod columns;
 mod cost;
+mod creators;
 mod hardened;
 mod hostile_kinds;
+mod levels;
 mod schema;
 mod triggers;
 
