@@ -21,6 +21,7 @@ pub mod latch;
 pub mod mapped;
 pub mod memory;
 pub mod password;
+pub mod permissions;
 pub mod plain;
 pub mod scan;
 pub mod setter;
