@@ -6,6 +6,7 @@ pub mod audit;
 pub mod changes;
 pub mod listing;
 pub mod meta;
+pub mod readable;
 pub mod roles;
 pub mod schedule;
 pub mod sealed;
