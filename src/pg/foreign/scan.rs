@@ -148,7 +148,7 @@ unsafe fn columns(desc: pg_sys::TupleDesc) -> Result<Vec<Option<usize>>> {
         .map(|number| {
             // SAFETY: the number is below natts; a name is a NUL-terminated string.
             let (name, type_oid, dropped) = unsafe {
-                let column = pg_sys::TupleDescAttr(desc, number);
+                let column = attribute(desc, number);
                 let name = std::ffi::CStr::from_ptr((*column).attname.data.as_ptr());
                 (name.to_owned(), (*column).atttypid, (*column).attisdropped)
             };
@@ -159,6 +159,19 @@ unsafe fn columns(desc: pg_sys::TupleDesc) -> Result<Vec<Option<usize>>> {
             }
         })
         .collect()
+}
+
+/// # Safety
+/// The descriptor is valid and has a column of that number, counted from 0.
+unsafe fn attribute(desc: pg_sys::TupleDesc, number: i32) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: as the caller promises: before 18, natts entries follow the descriptor.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+        let attribute = &raw const (*desc).attrs.as_slice((*desc).natts as usize)[number as usize];
+        #[cfg(feature = "pg18")]
+        let attribute = pg_sys::TupleDescAttr(desc, number);
+        attribute
+    }
 }
 
 #[cold]

@@ -37,7 +37,10 @@ fn opens_only_the_result() {
             root.ask("ANALYZE vault.secrets, public.t, public.big");
             // Nothing is learned about the rows of the view.
             root.ask("SET client_min_messages = error; ANALYZE vault._readable; RESET client_min_messages");
-            assert_eq!(root.ask("SELECT count(*) FROM pg_statistic WHERE starelid = 'vault._readable'::regclass"), "0");
+            assert_eq!(
+                root.ask("SELECT count(*) FROM pg_statistic WHERE starelid = 'vault._readable'::regclass"),
+                "0"
+            );
         }
         for (sql, expected, opens) in [
             ("SELECT decrypted_secret FROM $D WHERE name = 's/0007'", "value 7", 1),
