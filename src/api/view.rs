@@ -43,6 +43,7 @@ static READABLE: Table = Table {
         (c"updated_at", Type::Timestamp),
     ],
     key: c"name",
+    explained: (c"Secrets", c"all that the current role may read"),
     begin: |bound| {
         gate::environment()?;
         Ok(Box::new(Rows { walk: Walk::new(bound), page: VecDeque::new(), current: None }))
@@ -83,6 +84,7 @@ impl Rows {
     fn fetch(&mut self) -> Result<bool> {
         match &mut self.walk {
             Walk::Names(left) => {
+                crate::pg::check_for_interrupts();
                 let Some(name) = left.pop_front() else { return Ok(false) };
                 // Before the look-up: without the right nothing is looked up, so nothing tells whether the name exists.
                 if gate::permitted(&[Action::Read], &name)? {
@@ -125,7 +127,7 @@ impl Source for Pages {
             self.kept +=
                 size_of::<Readable>() + row.name.len() + row.description.as_ref().map_or(0, String::len);
             if self.kept > MAX_KEPT {
-                return Err(VaultError::new(Kind::Invalid, "the result is too large")
+                return Err(VaultError::new(Kind::Invalid, "too many secrets for one scan")
                     .detail(format!("A scan keeps at most {} MiB.", MAX_KEPT >> 20))
                     .hint("Ask for secrets by name, or grant read on paths that end in their only *."));
             }

@@ -83,6 +83,11 @@ pub fn on_unique_violation<R>(
         .execute()
 }
 
+/// Lets a cancellation or termination of the session take effect, which unwinds.
+pub fn check_for_interrupts() {
+    pgrx::check_for_interrupts!();
+}
+
 /// Seconds since 1970.
 pub fn unix_now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())

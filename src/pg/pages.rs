@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 
+use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::datum;
@@ -21,8 +22,21 @@ pub fn each(
     rows: usize,
     mut visit: impl FnMut(&Tuple<'_>) -> Result<()>,
 ) -> Result<()> {
-    // A scan of many pages can be cancelled between two of them.
-    pgrx::check_for_interrupts!();
+    super::check_for_interrupts();
+    // What the scan allocates, and copies of what was compressed, go with the page: a caller may ask for many of them.
+    let mut memory = PgMemoryContexts::new("hyperion_vault page");
+    // SAFETY: nothing that is allocated inside is used after it.
+    unsafe { memory.switch_to(|_| scan(table, index, column, (start, end), rows, &mut visit)) }
+}
+
+fn scan(
+    table: &CStr,
+    index: &CStr,
+    column: i16,
+    (start, end): (&str, Option<&str>),
+    rows: usize,
+    visit: &mut dyn FnMut(&Tuple<'_>) -> Result<()>,
+) -> Result<()> {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     // SAFETY: the relations are opened under a lock and closed in the end, or by the abort after an error. The keys name the
     // table's column behind the index, as the ordered catalog scan wants, with functions and values of its type; they

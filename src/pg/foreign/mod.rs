@@ -32,6 +32,8 @@ pub struct Table {
     pub columns: [(&'static CStr, Type); COLUMNS],
     /// The column whose values bound scans and order rows: a unique text, in byte order.
     pub key: &'static CStr,
+    /// What EXPLAIN calls the key's values, and what it says that an unbounded scan returns.
+    pub explained: (&'static CStr, &'static CStr),
     pub begin: fn(Bound) -> Result<Box<dyn Scan>>,
 }
 
@@ -93,6 +95,7 @@ pub fn handler(table: &'static Table) -> Return {
         (*routine).IterateForeignScan = Some(scan::iterate);
         (*routine).ReScanForeignScan = Some(scan::rescan);
         (*routine).EndForeignScan = Some(scan::end);
+        (*routine).ExplainForeignScan = Some(scan::explain);
         routine
     };
     // No IsForeignScanParallelSafe: a worker has no client address. No AnalyzeForeignTable. Nothing that modifies.

@@ -310,7 +310,7 @@ impl Relation {
         }
     }
 
-    /// Whether an expression is the key's column.
+    /// Whether an expression is the key's column, as the scan returns it.
     unsafe fn is_key(self, node: *mut Node) -> bool {
         // SAFETY: see `impl`; a node is what its tag says.
         unsafe {
@@ -323,6 +323,7 @@ impl Relation {
                 && (*var).varno as pg_sys::Index == (*self.rel).relid
                 && (*var).varlevelsup == 0
                 && (*var).vartype == pg_sys::TEXTOID
+                && !is_nulled(var)
         }
     }
 
@@ -370,4 +371,16 @@ unsafe fn ascending(key: *mut pg_sys::PathKey) -> bool {
 unsafe fn ascending(key: *mut pg_sys::PathKey) -> bool {
     // SAFETY: a valid path key.
     unsafe { (*key).pk_cmptype == pg_sys::CompareType::COMPARE_LT }
+}
+
+/// Whether an outer join may have put NULL in the place of the column. Before 16 the planner itself keeps the two apart.
+#[cfg(not(feature = "pg15"))]
+unsafe fn is_nulled(var: *mut pg_sys::Var) -> bool {
+    // SAFETY: a valid Var.
+    unsafe { !(*var).varnullingrels.is_null() }
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn is_nulled(_var: *mut pg_sys::Var) -> bool {
+    false
 }

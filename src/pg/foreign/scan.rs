@@ -90,6 +90,18 @@ pub(super) unsafe extern "C-unwind" fn end(node: *mut ForeignScanState) {
     }
 }
 
+/// Says what bounds the scan. A plan knows nothing else.
+#[pgrx::pg_guard]
+pub(super) unsafe extern "C-unwind" fn explain(node: *mut ForeignScanState, out: *mut pg_sys::ExplainState) {
+    let (label, everything) = table().explained;
+    // SAFETY: the node's plan, and the state of the running EXPLAIN, which copies the strings.
+    unsafe {
+        let plan = (*node).ss.ps.plan.cast::<pg_sys::ForeignScan>();
+        let bound = if (*plan).fdw_exprs.is_null() { everything } else { c"by name" };
+        pg_sys::ExplainPropertyText(label.as_ptr(), bound.as_ptr(), out);
+    }
+}
+
 impl State {
     /// What bounds the scan that begins now.
     ///

@@ -163,7 +163,10 @@ fn nothing_else_gets_at_the_foreign_table() {
         ("SELECT tableoid::regclass, name FROM mine.f WHERE name = 'a/one'", "mine.f|a/one"),
         ("SELECT (f).name FROM mine.f f WHERE name = 'a/one'", "a/one"),
         ("SELECT count(*) FROM mine.nameless", "2"),
-        ("EXPLAIN (COSTS OFF) SELECT * FROM mine.wrong", "Foreign Scan on wrong"),
+        (
+            "EXPLAIN (COSTS OFF) SELECT * FROM mine.wrong",
+            "Foreign Scan on wrong\n  Secrets: all that the current role may read",
+        ),
     ] {
         assert_eq!(stray.ask(sql), expected, "{sql}");
     }

@@ -147,6 +147,7 @@ fn explain(app: &mut Client, root: &mut Client) {
     assert_eq!(opened(root), before, "EXPLAIN has opened something");
     let plan = app.ask("EXPLAIN SELECT decrypted_secret FROM vault.decrypted_secrets WHERE name = 's/0001'");
     assert!(plan.starts_with("Foreign Scan on _readable s") && plan.contains(" rows=1 "), "{plan}");
+    assert!(plan.contains("Secrets: by name"), "{plan}");
 }
 
 #[test]
