@@ -1,4 +1,4 @@
--- The four group roles a vault is used through, and the one its own statements run as.
+-- The group roles a vault is used through, and the one for services' own logins.
 -- Roles belong to the cluster, not to the extension: they survive DROP EXTENSION, and a restore after pg_dumpall
 -- finds them there already, so an existing role is adopted when it is harmless and refused when it is not.
 DO $roles$
@@ -30,12 +30,6 @@ BEGIN
          WHERE a.roleid OPERATOR(pg_catalog.=) existing.oid;
         IF members IS NULL THEN
             CONTINUE;
-        ELSIF wanted OPERATOR(pg_catalog.=) 'vault_service' THEN
-            RAISE EXCEPTION USING
-                ERRCODE = 'object_not_in_prerequisite_state',
-                MESSAGE = 'role "vault_service" has members and cannot be adopted by hyperion_vault',
-                DETAIL = pg_catalog.format('Members: %s.', members),
-                HINT = pg_catalog.format('Run REVOKE vault_service FROM %s: nobody but the extension acts as this role.', members);
         ELSE
             -- CREATE EXTENSION raises client_min_messages to warning for its script, and puts it back after it.
             PERFORM pg_catalog.set_config('client_min_messages', 'notice', true);
@@ -47,7 +41,7 @@ BEGIN
 END
 $roles$;
 
-COMMENT ON ROLE vault_service IS 'hyperion_vault: runs the extension''s own statements; no logins, no members';
+COMMENT ON ROLE vault_service IS 'hyperion_vault: the group of services'' own logins; no right on any table';
 COMMENT ON ROLE vault_user IS 'hyperion_vault: may call the API; sees only what policies allow';
 COMMENT ON ROLE vault_reader IS 'hyperion_vault: may read and verify every secret';
 COMMENT ON ROLE vault_admin IS 'hyperion_vault: manages everything, reads no value';

@@ -45,7 +45,7 @@ BEGIN
 END
 $schema$;
 REVOKE ALL ON SCHEMA vault FROM PUBLIC;
-GRANT USAGE ON SCHEMA vault TO vault_service, vault_user, vault_reader, vault_admin, vault_auditor;
+GRANT USAGE ON SCHEMA vault TO vault_user, vault_reader, vault_admin, vault_auditor;
 COMMENT ON SCHEMA vault IS 'hyperion_vault: secrets sealed by envelope encryption, read with SQL';
 
 CREATE TYPE vault.secret_kind AS ENUM ('manual', 'automatic');
@@ -80,14 +80,6 @@ CREATE TYPE vault.secret_info AS (
 );
 COMMENT ON TYPE vault.secret_info IS 'what may be known of a secret without reading it; never plaintext';
 
--- True only while C code of this extension is running a statement of its own in this backend. A role name would
--- not do as a guard: roles can be granted, joined and SET; this flag cannot be set from SQL.
-CREATE FUNCTION vault._inside() RETURNS boolean
-    LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'vault_inside';
-COMMENT ON FUNCTION vault._inside() IS 'whether code of the extension is running; the only condition of every row-level security policy here';
-REVOKE ALL ON FUNCTION vault._inside() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION vault._inside() TO vault_service;
-
 CREATE FUNCTION vault._refuse_truncate() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -110,7 +102,7 @@ CREATE TABLE vault.vault_meta (
     created_at timestamptz NOT NULL
 );
 COMMENT ON TABLE vault.vault_meta IS 'identity of this vault, made at the first seal';
--- Sessions remember the id: whatever changes it tells them.
+-- Sessions remember the id: whatever changes it in SQL tells them.
 CREATE FUNCTION vault._identity_changed() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'vault_identity_changed';
 COMMENT ON FUNCTION vault._identity_changed() IS 'makes every session look the vault''s identity up again';
@@ -153,11 +145,11 @@ CREATE TABLE vault.secrets (
     -- Of a scheduled rotation that fails: attempts in a row, the last error, when it is tried again.
     rotation_attempts int,
     rotation_error text,
-    rotation_retry_at timestamptz,
-    CONSTRAINT secrets_name_key UNIQUE (name)
+    rotation_retry_at timestamptz
 );
--- For the question whether a role is another secret's target already. Few secrets have one.
-CREATE INDEX secrets_target ON vault.secrets (id) WHERE target IS NOT NULL;
+-- With a condition that always holds: a foreign key cannot refer to such an index. A referential check is made as the
+-- table's owner, whom row-level security does not keep out, and so would tell anybody with REFERENCES whether a name exists.
+CREATE UNIQUE INDEX secrets_name_key ON vault.secrets (name) WHERE name IS NOT NULL;
 -- Ciphertext does not compress; trying costs time on every write.
 ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
@@ -171,13 +163,6 @@ COMMENT ON COLUMN vault.secrets.target_roles IS 'oids of the roles that the targ
 COMMENT ON COLUMN vault.secrets.rotation_attempts IS 'how often in a row scheduled rotation has failed; NULL when it has not';
 COMMENT ON COLUMN vault.secrets.rotation_error IS 'why it failed last';
 COMMENT ON COLUMN vault.secrets.rotation_retry_at IS 'when it is tried again; next_rotation_at stays what it was';
--- What the maintenance worker looks for: each holds only rows that have a date, in its order, so that what is not due
--- costs a look nothing.
-CREATE INDEX secrets_due_idx ON vault.secrets ((greatest(rotation_retry_at, next_rotation_at)), id)
-    WHERE kind = 'automatic' AND recover_until IS NULL;
-CREATE INDEX secrets_end_idx ON vault.secrets ((least(expires_at, recover_until)), id)
-    WHERE expires_at IS NOT NULL OR recover_until IS NOT NULL;
-
 -- Superseded versions: in grace until expires_at, retained after it (for rolling back only).
 -- No foreign key: the server checks one under the transaction's snapshot, so that a REPEATABLE READ session could not
 -- write to a secret younger than itself, and not at all under session_replication_role = replica. The extension is
@@ -199,9 +184,43 @@ CREATE TABLE vault.secret_versions (
     CONSTRAINT secret_versions_pkey PRIMARY KEY (secret_id, version)
 );
 ALTER TABLE vault.secret_versions ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
-CREATE INDEX secret_versions_grace_idx ON vault.secret_versions (expires_at, secret_id)
-    WHERE expires_at IS NOT NULL AND NOT settled;
 COMMENT ON TABLE vault.secret_versions IS 'superseded versions, sealed: in grace until expires_at, then retained for rolling back';
+
+-- What the workers look for, derived from the rows of the two tables above: one row for each date that a secret has. Not
+-- indexes of those tables: a secret without dates costs nothing more, and no expression is evaluated when one is written.
+-- Not dumped: the triggers below make the rows anew when the secrets are restored.
+CREATE TABLE vault.secret_dates (
+    secret_id uuid NOT NULL,
+    kind smallint NOT NULL,
+    at timestamptz NOT NULL,
+    CONSTRAINT secret_dates_pkey PRIMARY KEY (secret_id, kind)
+);
+CREATE INDEX secret_dates_at_idx ON vault.secret_dates (kind, at, secret_id);
+COMMENT ON TABLE vault.secret_dates IS 'when a worker looks at a secret; derived from vault.secrets and vault.secret_versions';
+COMMENT ON COLUMN vault.secret_dates.kind IS '1: rotation; 2: rotation, the target is a function; 3: expiry, or end of the recovery window; 4: first end of a grace period';
+
+CREATE TABLE vault.target_roles (
+    role oid NOT NULL,
+    secret_id uuid NOT NULL,
+    CONSTRAINT target_roles_pkey PRIMARY KEY (role, secret_id)
+);
+COMMENT ON TABLE vault.target_roles IS 'Postgres roles that are a target of a secret; derived from vault.secrets';
+
+-- For what a superuser does in SQL, such as a restore, and for logical replication: the extension's own changes fire no
+-- triggers and keep the derived tables by themselves.
+CREATE FUNCTION vault._secret_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'vault_secret_changed';
+COMMENT ON FUNCTION vault._secret_changed() IS 'keeps what is derived from a row of vault.secrets';
+CREATE FUNCTION vault._version_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'vault_version_changed';
+COMMENT ON FUNCTION vault._version_changed() IS 'keeps what is derived from a row of vault.secret_versions';
+REVOKE ALL ON FUNCTION vault._secret_changed(), vault._version_changed() FROM PUBLIC;
+CREATE TRIGGER secret_changed AFTER INSERT OR UPDATE OR DELETE ON vault.secrets
+    FOR EACH ROW EXECUTE FUNCTION vault._secret_changed();
+CREATE TRIGGER version_changed AFTER INSERT OR UPDATE ON vault.secret_versions
+    FOR EACH ROW EXECUTE FUNCTION vault._version_changed();
+ALTER TABLE vault.secrets ENABLE ALWAYS TRIGGER secret_changed;
+ALTER TABLE vault.secret_versions ENABLE ALWAYS TRIGGER version_changed;
 
 -- The audit log. The relay is its only writer, one process at a time, so that ids have no gaps and rows can be chained
 -- (mac). No index but the key and a small one over time: it has to take fifty thousand rows a second, and a hundred

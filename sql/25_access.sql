@@ -6,9 +6,10 @@ CREATE TABLE vault.roles (
     name text COLLATE "C" NOT NULL,
     description text,
     is_admin boolean NOT NULL,
-    created_at timestamptz NOT NULL,
-    CONSTRAINT roles_name_key UNIQUE (name)
+    created_at timestamptz NOT NULL
 );
+-- As secrets_name_key (sql/20_schema.sql): no foreign key can refer to it.
+CREATE UNIQUE INDEX roles_name_key ON vault.roles (name) WHERE name IS NOT NULL;
 COMMENT ON TABLE vault.roles IS 'vault roles: names for sets of rules';
 COMMENT ON COLUMN vault.roles.is_admin IS 'manages the whole vault and reads no value, beside what the rules say';
 
@@ -24,9 +25,11 @@ CREATE TABLE vault.role_bindings (
     role_id uuid NOT NULL,
     pg_role text COLLATE "C" NOT NULL,
     pg_role_oid oid NOT NULL,
-    created_at timestamptz NOT NULL,
-    CONSTRAINT role_bindings_pkey PRIMARY KEY (role_id, pg_role)
+    created_at timestamptz NOT NULL
 );
+-- As secrets_name_key: the built-in role's id and the names of Postgres roles are known to everybody.
+CREATE UNIQUE INDEX role_bindings_key ON vault.role_bindings (role_id, pg_role) WHERE role_id IS NOT NULL;
+ALTER TABLE vault.role_bindings REPLICA IDENTITY FULL;
 COMMENT ON TABLE vault.role_bindings IS 'Postgres roles that have a vault role, by name and OID: it counts while there is a role with both';
 
 CREATE TABLE vault.tokens (
@@ -37,13 +40,15 @@ CREATE TABLE vault.tokens (
     created_at timestamptz NOT NULL,
     created_by text NOT NULL,
     expires_at timestamptz,
-    last_used_at timestamptz,
-    CONSTRAINT tokens_name_key UNIQUE (name)
+    last_used_at timestamptz
 );
+-- As secrets_name_key.
+CREATE UNIQUE INDEX tokens_name_key ON vault.tokens (name) WHERE name IS NOT NULL;
 COMMENT ON TABLE vault.tokens IS 'tokens by the SHA-256 of their text, which is kept nowhere';
 
--- Sessions remember the policy that concerns them: whatever changes it tells them. Row by row, since statement triggers do
--- not run where logical replication applies a change.
+-- Sessions remember the policy that concerns them: whatever changes it tells them. The extension's own changes do so by
+-- themselves; these triggers are for what a superuser does in SQL, such as a restore. Row by row, since statement triggers
+-- do not run where logical replication applies a change.
 CREATE FUNCTION vault._access_changed() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'vault_identity_changed';
 COMMENT ON FUNCTION vault._access_changed() IS 'makes every session look up anew who may do what';

@@ -13,16 +13,16 @@ BEGIN
             EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO vault_user, vault_reader, vault_admin', f);
         END IF;
     END LOOP;
-    -- The policies and the view run these with the caller's rights. None of them gives away what the caller may not have.
-    GRANT EXECUTE ON FUNCTION vault._inside(), vault._open(uuid, text) TO vault_user, vault_reader, vault_admin;
+    -- The view runs it with the caller's rights. It gives away nothing that the caller may not have.
+    GRANT EXECUTE ON FUNCTION vault._open(uuid, text) TO vault_user, vault_reader, vault_admin;
     GRANT EXECUTE ON FUNCTION vault.status() TO pg_monitor;
     REVOKE ALL ON TYPE vault.secret_kind, vault.secret_format, vault.secret_info FROM PUBLIC;
     GRANT USAGE ON TYPE vault.secret_kind, vault.secret_format, vault.secret_info
-        TO vault_service, vault_user, vault_reader, vault_admin, vault_auditor;
+        TO vault_user, vault_reader, vault_admin, vault_auditor;
 END
 $grants$;
 GRANT USAGE ON SCHEMA vault TO pg_monitor;
--- The auditor reads the log with his own statements, so the policy names him.
+-- Auditors read the log with their own statements: the only policy on a table of the vault.
 CREATE POLICY auditing ON vault.audit_log FOR SELECT TO vault_auditor USING (true);
 COMMENT ON POLICY auditing ON vault.audit_log IS 'members of vault_auditor read the log';
 GRANT SELECT ON vault.audit_log TO vault_auditor;

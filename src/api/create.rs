@@ -18,7 +18,7 @@ use super::update::{NewValue, Update, check_expected, expected_version};
 use super::writing::{admitted, generated, invalid};
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::store::changes::{Changes, missing_interval};
 use crate::store::secrets::{self, Properties};
 
@@ -116,30 +116,31 @@ fn create(
             None => false,
         };
         let new = NewVersion::prepare(Id::random()?)?;
-        let spi = Spi::connect()?;
-        if !new.belongs(&spi)? {
+        let write = Write::begin();
+        if !new.belongs(&write)? {
             continue;
         }
-        if gone && let Some(locked) = secrets::lock_any(&spi, name)? {
+        if gone && let Some(locked) = secrets::lock_any(&write, name)? {
             // Somebody may have taken the name since.
             if locked.presence != Presence::Gone {
                 continue;
             }
-            replace_gone(&spi, name, &locked)?;
+            replace_gone(&write, name, &locked)?;
         }
-        let prepared = handing.as_ref().map(|handing| handing.prepare(&spi, name, new.secret)).transpose()?;
-        let now = Datum::from(crate::pg::clock());
-        let mut info = new
-            .seal(name, 1, value, |fresh| secrets::insert(&spi, new.secret, name, fresh, properties, now))?;
+        let prepared = handing.as_ref().map(|handing| handing.prepare(name, new.secret)).transpose()?;
+        let now = crate::pg::clock();
+        let target = match (&handing, &prepared) {
+            (Some(handing), Some(prepared)) => handing.assignments(prepared)?,
+            _ => Vec::new(),
+        };
+        let info = new.seal(name, 1, value, |fresh| {
+            secrets::insert(&write, new.secret, name, fresh, properties, target, now)
+        })?;
         if info.is_some()
             && let (Some(handing), Some(prepared)) = (&handing, &prepared)
         {
-            info = handing.write(&spi, new.secret, prepared, now)?;
-            drop(spi);
             let version = Handed { name, number: 1, new: &new, value: value.main_part()? };
             handing.apply(&version, prepared, None)?;
-        } else {
-            drop(spi);
         }
         // Not inserted: the name is another's, whatever the state of that one is.
         if info.is_some() {

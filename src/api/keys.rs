@@ -11,7 +11,7 @@ use crate::audit;
 use crate::dek_cache;
 use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::{self, Generated, Wrapped};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::store::meta;
 use crate::store::secrets::{Fresh, Sealed, Stored};
 use crate::store::versions::StoredKey;
@@ -56,8 +56,8 @@ impl NewVersion {
     }
 
     /// Whether the vault is still (or now becomes) the one the DEK was made for.
-    pub fn belongs(&self, spi: &Spi) -> Result<bool> {
-        Ok(meta::establish(spi, self.vault)? == self.vault)
+    pub fn belongs(&self, write: &Write) -> Result<bool> {
+        Ok(meta::establish(write, self.vault)? == self.vault)
     }
 
     /// Seals a value as the given version of the secret called `name`, and calls `store` with it.

@@ -26,8 +26,9 @@ mod writing;
 
 use crate::pg::fcinfo::{audited, sql_function};
 
-sql_function!(vault_inside, pg_finfo_vault_inside, install::inside);
 sql_function!(vault_identity_changed, pg_finfo_vault_identity_changed, crate::pg::triggers::announce_change);
+sql_function!(vault_secret_changed, pg_finfo_vault_secret_changed, crate::store::secrets::row_changed);
+sql_function!(vault_version_changed, pg_finfo_vault_version_changed, crate::store::versions::row_changed);
 sql_function!(vault_check_install, pg_finfo_vault_check_install, install::check);
 audited!(
     vault_create_secret,

@@ -19,8 +19,8 @@ use super::writing::{admitted, invalid, missing};
 use crate::audit;
 use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
+use crate::pg::heap::Write;
 use crate::pg::memory::with_scratch;
-use crate::pg::spi::Spi;
 use crate::store::secrets::{self, Locked, Sealed};
 use crate::store::versions::{self, StoredKey};
 
@@ -48,12 +48,12 @@ pub fn rename_secret(args: &Args) -> Result<Return> {
             };
             openers.push((version, opener));
         }
-        let spi = Spi::connect()?;
-        let Some(locked) = lock_both(&spi, name, new_name)? else { continue };
-        if !unchanged(&spi, &locked, &openers)? {
+        let write = Write::begin();
+        let Some(locked) = lock_both(&write, name, new_name)? else { continue };
+        if !unchanged(&locked, &openers)? {
             continue;
         }
-        return rename(&spi, &locked, name, new_name, &openers).map(Return::Value);
+        return rename(&write, &locked, name, new_name, &openers).map(Return::Value);
     }
     Err(overtaken(name))
 }
@@ -68,24 +68,24 @@ fn check_free(new_name: &str, presence: Presence) -> Result<()> {
 
 /// Locks the secret, and the row that has the new name if there is one, which must be gone and is destroyed. None if
 /// the secret has moved.
-fn lock_both(spi: &Spi, name: &str, new_name: &str) -> Result<Option<Locked>> {
+fn lock_both<'w>(write: &'w Write, name: &str, new_name: &str) -> Result<Option<Locked<'w>>> {
     let (locked, taken) = if name < new_name {
-        let locked = secrets::lock(spi, name)?;
-        (locked, secrets::lock_any(spi, new_name)?)
+        let locked = secrets::lock(write, name)?;
+        (locked, secrets::lock_any(write, new_name)?)
     } else {
-        let taken = secrets::lock_any(spi, new_name)?;
-        (secrets::lock(spi, name)?, taken)
+        let taken = secrets::lock_any(write, new_name)?;
+        (secrets::lock(write, name)?, taken)
     };
     if let Some(taken) = taken {
         check_free(new_name, taken.presence)?;
-        replace_gone(spi, new_name, &taken)?;
+        replace_gone(write, new_name, &taken)?;
     }
     Ok(locked)
 }
 
 /// Whether the locked secret has exactly the versions whose keys are at hand.
-fn unchanged(spi: &Spi, locked: &Locked, openers: &[(Sealed, Opener)]) -> Result<bool> {
-    let mut now = versions::keys(spi, locked.id)?;
+fn unchanged(locked: &Locked<'_>, openers: &[(Sealed, Opener)]) -> Result<bool> {
+    let mut now = versions::keys(locked.id)?;
     now.push(locked.key());
     let known = |key: &StoredKey| {
         openers
@@ -96,8 +96,8 @@ fn unchanged(spi: &Spi, locked: &Locked, openers: &[(Sealed, Opener)]) -> Result
 }
 
 fn rename(
-    spi: &Spi,
-    locked: &Locked,
+    write: &Write,
+    locked: &Locked<'_>,
     name: &str,
     new_name: &str,
     openers: &[(Sealed, Opener)],
@@ -106,10 +106,10 @@ fn rename(
     for (version, opener) in openers {
         let sealed = opener.seal_again(name, new_name, version)?;
         if version.version_id == locked.version_id {
-            let now = Datum::from(crate::pg::clock());
-            info = Some(secrets::rename(spi, locked.id, new_name, &sealed, now, || exists(new_name))?);
+            let now = crate::pg::clock();
+            info = Some(secrets::rename(write, locked, new_name, &sealed, now, || exists(new_name))?);
         } else {
-            with_scratch(|| versions::seal_again(spi, version, &sealed))?;
+            with_scratch(|| versions::seal_again(&Write::begin(), version, &sealed))?;
         }
     }
     info.ok_or_else(|| overtaken(name))

@@ -16,7 +16,7 @@ use super::rights::Rights;
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::pg::srf::RowSet;
 use crate::pg::{datum, identity};
 use crate::store::roles::{self, ADMIN, ADMIN_ID};
@@ -80,12 +80,12 @@ pub fn create_role(args: &Args) -> Result<Return> {
     let rules = permissions(args, 3)?;
     hand_out(&rights, is_admin, &rules)?;
     let id = Id::random()?;
-    let spi = Spi::connect()?;
-    if name == ADMIN || !roles::create(&spi, id, name, description, is_admin)? {
+    let write = Write::begin();
+    if name == ADMIN || !roles::create(&write, id, name, description, is_admin)? {
         return Err(VaultError::new(Kind::Exists, format!("role \"{name}\" already exists"))
             .hint("Change its rules with vault.set_role_permissions(), or drop it first."));
     }
-    roles::set_rules(&spi, id, &rules)?;
+    roles::set_rules(&write, id, &rules)?;
     Ok(Return::Void)
 }
 
@@ -97,13 +97,13 @@ pub fn set_role_permissions(args: &Args) -> Result<Return> {
     if name == ADMIN {
         return Err(built_in());
     }
-    let spi = Spi::connect()?;
-    let role = roles::lock(&spi, name)?;
+    let write = Write::begin();
+    let role = roles::lock(&write, name)?;
     // What the role has already is not handed out by who leaves it there.
     let before = roles::rules(role.id)?;
     let added: Vec<Rule> = rules.iter().filter(|rule| !before.contains(rule)).cloned().collect();
     hand_out(&rights, false, &added)?;
-    roles::set_rules(&spi, role.id, &rules)?;
+    roles::set_rules(&write, role.id, &rules)?;
     Ok(Return::Void)
 }
 
@@ -114,9 +114,9 @@ pub fn drop_role(args: &Args) -> Result<Return> {
     if name == ADMIN {
         return Err(built_in());
     }
-    let spi = Spi::connect()?;
-    let role = roles::lock(&spi, name)?;
-    roles::drop_role(&spi, role.id)?;
+    let write = Write::begin();
+    let role = roles::lock(&write, name)?;
+    roles::drop_role(&write, &role)?;
     Ok(Return::Void)
 }
 
@@ -126,9 +126,7 @@ pub fn list_roles(args: &Args) -> Result<Return> {
     let rights = gate::rights()?;
     let own = (!rights.administer()).then(|| rights.roles());
     let rows = RowSet::begin(args)?;
-    let spi = Spi::connect()?;
-    roles::list(&spi, own.as_deref(), |row| rows.push(row))?;
-    drop(spi);
+    roles::list(own.as_deref(), |row| rows.push(row))?;
     rows.finish()
 }
 
@@ -157,10 +155,10 @@ pub fn bind_role(args: &Args) -> Result<Return> {
             .hint("Name a role that is in pg_roles.")
     })?;
     audit::detail(format!("Postgres role: {pg_role}"));
-    let spi = Spi::connect()?;
-    let role = roles::lock(&spi, name)?;
+    let write = Write::begin();
+    let role = roles::lock(&write, name)?;
     hand_out(&rights, role.is_admin, &rules_of(&role)?)?;
-    roles::bind(&spi, role.id, &pg_role, oid)?;
+    roles::bind(&write, role.id, &pg_role, oid)?;
     Ok(Return::Void)
 }
 
@@ -176,9 +174,9 @@ pub fn unbind_role(args: &Args) -> Result<Return> {
     let oid = pg_role(args)?;
     let pg_role = identity::role_name(oid);
     audit::detail(format!("Postgres role: {}", audit::name_of(oid)));
-    let spi = Spi::connect()?;
-    let role = roles::lock(&spi, name)?;
-    if !roles::unbind(&spi, role.id, pg_role.as_deref(), oid)? {
+    let write = Write::begin();
+    let role = roles::lock(&write, name)?;
+    if !roles::unbind(&write, role.id, pg_role.as_deref(), oid)? {
         return Err(VaultError::new(
             Kind::NotFound,
             format!("role \"{name}\" is not bound to that Postgres role"),
@@ -199,13 +197,12 @@ pub fn rebind_roles(args: &Args) -> Result<Return> {
     }
     gate::writable()?;
     let rows = RowSet::begin(args)?;
-    let spi = Spi::connect()?;
-    let push = |role, pg_role, found| {
-        let outcome = datum::varlena(if found { b"rebound" } else { b"missing" });
-        rows.push(&[Some(role), Some(pg_role), Some(outcome)])
+    let write = Write::begin();
+    let push = |role: &str, pg_role: &str, found| {
+        let text = |text: &str| Some(datum::varlena(text.as_bytes()));
+        rows.push(&[text(role), text(pg_role), text(if found { "rebound" } else { "missing" })])
     };
-    roles::rebind(&spi, push)?;
-    targets::rebind(&spi, push)?;
-    drop(spi);
+    roles::rebind(&write, push)?;
+    targets::rebind(&write, |secret, setter, found| push(&format!("secret {secret}"), setter, found))?;
     rows.finish()
 }

@@ -15,27 +15,24 @@ use crate::area::{self, Area};
 use crate::config::{self, KmsMode};
 use crate::error::Result;
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::spi::Spi;
 use crate::pg::{datum, identity, shmem};
-use crate::store::{listing, meta, roles, schedule, versions};
+use crate::store::{listing, meta, roles, versions};
 use crate::worker::ROSTER;
 use crate::worker::posts::Post;
 
 pub fn status(_args: &Args) -> Result<Return> {
     gate::environment()?;
     let area = area::get()?;
-    let (secrets, (superseded, grace), (open, failing), [roles, bindings, inactive_bindings, tokens]) = {
-        let spi = Spi::connect()?;
-        (listing::count(&spi)?, versions::count(&spi)?, schedule::count(&spi)?, roles::count(&spi)?)
-    };
+    let (secrets, (superseded, grace)) = (listing::count()?, versions::count()?);
+    let [roles, bindings, inactive_bindings, tokens] = roles::count()?;
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "vault_id": meta::vault_id()?.map(|id| id.to_string()),
         "in_recovery": identity::in_recovery(),
         "secrets": secrets.live,
         "automatic": secrets.automatic,
-        "open_rotation_jobs": open,
-        "failing_rotations": failing,
+        "open_rotation_jobs": secrets.due,
+        "failing_rotations": secrets.failing,
         "deleted": secrets.deleted,
         "active_versions": secrets.live,
         "grace_versions": grace,

@@ -16,17 +16,17 @@ use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::policy::target::{RoleFacts, may_call, may_set_password};
 use hyperion_vault_core::secret::Target;
 use hyperion_vault_core::secret::target::next_in_turn;
-use pgrx::pg_sys::{Datum, Oid};
+use pgrx::pg_sys::Oid;
 
 use super::gate;
 use super::hook::{self, Pass};
 use super::keys::{NewVersion, Opener, Value};
 use super::writing::invalid;
 use crate::error::{Kind, Result, VaultError};
+use crate::pg::heap::{Assignment, Write};
 use crate::pg::identity;
 use crate::pg::password::{self, Change, ValidUntil};
 use crate::pg::setter::SetterScope;
-use crate::pg::spi::Spi;
 use crate::store::secrets::{Locked, Sealed};
 use crate::store::targets::{self, Setter, Stored};
 use crate::store::versions;
@@ -162,13 +162,10 @@ impl Handing {
     ) -> Result<Looked> {
         let mut handing = match given {
             Some(target) => Self::given(target, current.format)?,
-            None if has_target => {
-                let stored = { targets::of(&Spi::connect()?, current.secret)? };
-                match stored {
-                    Some(stored) => Self::stored(name, stored)?,
-                    None => return Ok(Looked::NoTarget),
-                }
-            }
+            None if has_target => match targets::of(current.secret)? {
+                Some(stored) => Self::stored(name, stored)?,
+                None => return Ok(Looked::NoTarget),
+            },
             None => return Ok(Looked::NoTarget),
         };
         handing.chooser = (chosen && handing.stored.is_some()).then(identity::current_user);
@@ -188,9 +185,9 @@ impl Handing {
     }
 
     /// Under the lock: whether what [`look`](Self::look) saw is still so.
-    pub fn holds(&self, spi: &Spi, locked: &Locked) -> Result<bool> {
+    pub fn holds(&self, locked: &Locked<'_>) -> Result<bool> {
         if let Some(stored) = &self.stored
-            && targets::of(spi, locked.id)?.as_ref() != Some(stored)
+            && targets::of(locked.id)?.as_ref() != Some(stored)
         {
             return Ok(false);
         }
@@ -205,7 +202,7 @@ impl Handing {
     }
 
     /// Under the lock: locks the target's roles and asks whether the setter may do this. Written down if he sets it now.
-    pub fn prepare(&self, spi: &Spi, name: &str, secret: Id) -> Result<Prepared> {
+    pub fn prepare(&self, name: &str, secret: Id) -> Result<Prepared> {
         let mut found: Vec<(usize, Oid)> = Vec::new();
         let mut order: Vec<usize> = (0..self.target.roles().len()).collect();
         // Two secrets with the same pair the other way round must not wait for one another.
@@ -213,12 +210,11 @@ impl Handing {
         for at in order {
             let role = &self.target.roles()[at];
             let oid = password::lock_role(role).ok_or_else(|| no_role(role))?;
-            self.may_set(spi, role, oid, self.setter.oid)?
+            self.may_set(role, oid, self.setter.oid)?
                 .map_err(|why| self.denied(name, &format!("to set the password of role \"{role}\""), why))?;
             // Else who manages the vault would get every role that it sets a password of.
             if let Some(chooser) = self.chooser {
-                self.may_set(spi, role, oid, chooser)?
-                    .map_err(|why| not_his_to_choose(role, chooser, why))?;
+                self.may_set(role, oid, chooser)?.map_err(|why| not_his_to_choose(role, chooser, why))?;
             }
             found.push((at, oid));
         }
@@ -231,7 +227,7 @@ impl Handing {
             )
             .hint("Try again."));
         }
-        if self.stored.is_none() && targets::taken(spi, secret, &roles)? {
+        if self.stored.is_none() && targets::taken(secret, &roles)? {
             return Err(VaultError::new(
                 Kind::WrongState,
                 "the target's role has its password from another secret",
@@ -249,7 +245,7 @@ impl Handing {
                     let why = "What the function is handed, the role must be allowed to read: it is not.";
                     return Err(self.denied(name, &format!("to call {}", function.signature()), why));
                 }
-                let found = targets::function(spi, function, self.setter.oid)?.ok_or_else(|| {
+                let found = targets::function(function, self.setter.oid).ok_or_else(|| {
                     VaultError::new(
                         Kind::WrongState,
                         format!("function {} does not exist", function.signature()),
@@ -266,8 +262,8 @@ impl Handing {
     }
 
     /// Whether `who` may set the password of a role of the target.
-    fn may_set(&self, spi: &Spi, role: &str, oid: Oid, who: Oid) -> Result<Result<(), &'static str>> {
-        let facts = targets::role_facts(spi, oid, who)?.ok_or_else(|| no_role(role))?;
+    fn may_set(&self, role: &str, oid: Oid, who: Oid) -> Result<Result<(), &'static str>> {
+        let facts = targets::role_facts(oid, who).ok_or_else(|| no_role(role))?;
         // In a pair VALID UNTIL is set as well, which nobody may by himself.
         let facts = RoleFacts { own_password: facts.own_password && self.turn.is_none(), ..facts };
         Ok(may_set_password(&facts, cfg!(not(feature = "pg15"))))
@@ -282,12 +278,12 @@ impl Handing {
         .hint("A target is applied with the rights of the role that set it: have it set by one that may do this.")
     }
 
-    /// Under the lock: writes the target down if it is set by this call. Returns the secret's info then.
-    pub fn write(&self, spi: &Spi, secret: Id, prepared: &Prepared, now: Datum) -> Result<Option<Datum>> {
+    /// Under the lock: the columns that say what the target is, if it is set by this call.
+    pub fn assignments(&self, prepared: &Prepared) -> Result<Vec<Assignment>> {
         if self.stored.is_some() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        targets::set(spi, secret, &self.target, &self.setter, &prepared.roles, now).map(Some)
+        targets::set(&self.target, &self.setter, &prepared.roles)
     }
 
     /// The role that the new version is for: its user name follows.
@@ -315,7 +311,7 @@ impl Handing {
     /// its password to the new one.
     pub fn make_way(
         &self,
-        spi: &Spi,
+        write: &Write,
         name: &str,
         new: &[u8],
         grace_ends: Option<i64>,
@@ -335,7 +331,7 @@ impl Handing {
                 }
             }
             if grace_ends.is_none() {
-                versions::end_grace(spi, version.secret, version.version, Datum::from(clock))?;
+                versions::end_grace(write, version.secret, version.version, clock)?;
                 continue;
             }
             return Err(VaultError::new(

@@ -15,7 +15,7 @@ use crate::area;
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::pg::srf::RowSet;
 use crate::pg::{datum, identity};
 use crate::store::{roles, tokens};
@@ -41,15 +41,14 @@ pub fn create_token(args: &Args) -> Result<Return> {
     }
     let creator = identity::role_name(identity::current_user()).unwrap_or_default();
     let token = NewToken::generate()?;
-    let spi = Spi::connect()?;
-    let role = roles::lock(&spi, role)?;
+    let write = Write::begin();
+    let role = roles::lock(&write, role)?;
     hand_out(&rights, role.is_admin, &rules_of(&role)?)?;
-    if !tokens::create(&spi, &token, role.id, name, &creator, args.datum(2))? {
+    if !tokens::create(&write, &token, role.id, name, &creator, args.interval(2))? {
         return Err(VaultError::new(Kind::Exists, format!("token \"{name}\" already exists"))
             .detail("A token keeps its name when it has expired, until it is revoked.")
             .hint("Use another name, or revoke that one with vault.revoke_token()."));
     }
-    drop(spi);
     Ok(Return::Value(datum::varlena(token.text.as_bytes())))
 }
 
@@ -57,8 +56,7 @@ pub fn create_token(args: &Args) -> Result<Return> {
 pub fn revoke_token(args: &Args) -> Result<Return> {
     admitted("revoke tokens")?;
     let name = token_label(args)?;
-    let spi = Spi::connect()?;
-    if !tokens::revoke(&spi, name)? {
+    if !tokens::revoke(&Write::begin(), name)? {
         return Err(VaultError::new(Kind::NotFound, format!("token \"{name}\" does not exist"))
             .hint("See vault.list_tokens() for the tokens there are."));
     }
@@ -76,20 +74,19 @@ pub fn list_tokens(args: &Args) -> Result<Return> {
         (false, None) => return rows.finish(),
     };
     let uses = area::get()?.uses();
-    let spi = Spi::connect()?;
-    tokens::list(&spi, only, |token| {
+    tokens::list(only, |token| {
         let last_used_at = token.last_used_at.max(uses.last(token.id));
+        let text = |text: &str| datum::varlena(text.as_bytes());
         rows.push(&[
-            token.name,
-            token.role,
-            Some(datum::varlena(prefix_of(token.id).as_bytes())),
-            token.created_at,
-            token.created_by,
-            token.expires_at,
+            Some(text(&token.name)),
+            token.role.as_deref().map(text),
+            Some(text(&prefix_of(token.id))),
+            token.created_at.map(Datum::from),
+            token.created_by.as_deref().map(text),
+            token.expires_at.map(Datum::from),
             last_used_at.map(Datum::from),
         ])
     })?;
-    drop(spi);
     rows.finish()
 }
 

@@ -4,7 +4,7 @@
 //! its vault, secret, name, version and format, and a reader finds out whether it opens. So whoever imports gains no
 //! value that way, and whoever reads gets none that was sealed for another name.
 
-use hyperion_vault_core::export::{Export, Limits};
+use hyperion_vault_core::export::{Export, Limits, Secret};
 use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::Datum;
 
@@ -14,7 +14,8 @@ use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
+use crate::pg::memory::with_scratch;
 use crate::store::{meta, sealed, secrets};
 
 /// The most that all sealed values together may have. In base64, and in the copies that making a jsonb takes, this is
@@ -26,8 +27,7 @@ pub fn export_sealed(_args: &Args) -> Result<Return> {
     gate::environment()?;
     gate::administer("export the vault")?;
     let json = {
-        let spi = Spi::connect()?;
-        let size = sealed::size(&spi)?;
+        let size = sealed::size()?;
         if size > MAX_EXPORT_BYTES {
             return Err(VaultError::new(Kind::WrongState, "the vault is too large for one export")
                 .detail(format!(
@@ -35,7 +35,7 @@ pub fn export_sealed(_args: &Args) -> Result<Return> {
                 ))
                 .hint("Use pg_dump, which has no such limit: pg_dump -n vault -e hyperion_vault."));
         }
-        let export = Export { vault: meta::vault_id()?, secrets: sealed::all(&spi)? };
+        let export = Export { vault: meta::vault_id()?, secrets: sealed::all()? };
         if export.vault.is_none() && !export.secrets.is_empty() {
             return Err(meta::lost());
         }
@@ -53,8 +53,8 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
     let json = args.jsonb(0).ok_or_else(|| gate::null("sealed"))?;
     let export = Export::parse(&json, Limits { max_secret_bytes: config::max_secret_bytes() })?;
     let Some(vault) = export.vault else { return Ok(Return::Value(Datum::from(0_i64))) };
-    let spi = Spi::connect()?;
-    if let Some(other) = meta::adopt(&spi, vault)? {
+    let write = Write::begin();
+    if let Some(other) = meta::adopt(&write, vault)? {
         return Err(VaultError::new(Kind::WrongState, "the export is of another vault")
             .detail(format!("It is of vault {vault}; this is vault {other}, which has secrets, or has some that were deleted and can be restored."))
             .hint("Import it into an empty vault: values are bound to the vault they were sealed in."));
@@ -66,12 +66,7 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
             // It has run out since it was exported, and is not to come back.
             continue;
         }
-        if let Some(locked) = secrets::lock_any(&spi, &secret.name)?
-            && locked.presence == Presence::Gone
-        {
-            lifecycle::replace_gone(&spi, &secret.name, &locked)?;
-        }
-        if !sealed::insert(&spi, secret)? {
+        if !with_scratch(|| import(secret))? {
             return Err(VaultError::new(Kind::Exists, format!("secret \"{}\" already exists", secret.name))
                 .detail("Its name or its id is in the vault. Nothing was imported.")
                 .hint("Delete or rename the secret, or take it out of the export."));
@@ -80,4 +75,15 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
     }
     audit::detail(format!("secrets: {count}"));
     Ok(Return::Value(Datum::from(count)))
+}
+
+/// False if its name or id is taken.
+fn import(secret: &Secret) -> Result<bool> {
+    let write = Write::begin();
+    if let Some(locked) = secrets::lock_any(&write, &secret.name)?
+        && locked.presence == Presence::Gone
+    {
+        lifecycle::replace_gone(&write, &secret.name, &locked)?;
+    }
+    sealed::insert(&write, secret)
 }

@@ -12,15 +12,15 @@ use zeroize::Zeroizing;
 use super::arguments::{self, Given};
 use super::gate;
 use super::keys::{ATTEMPTS, NewVersion, Opener, Value, overtaken};
-use super::lifecycle::purge;
+use super::lifecycle::{purge, purge_next};
 use super::target::{self, Handed, Handing, Keys};
 use super::writing::{admitted, generated, invalid, missing};
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::store::changes::{Changes, RESETTABLE, TargetChange, change};
-use crate::store::secrets::{self, Locked, Sealed};
+use crate::store::secrets::{self, Draft, Locked, Sealed};
 use crate::store::{targets, versions};
 
 pub fn expected_version(expected: Option<i32>) -> Result<Option<i32>> {
@@ -173,55 +173,57 @@ impl Update<'_> {
     /// Locks, checks that everything is as it was, writes, and hands over.
     fn write(&self, looked: Looked, opened: Option<&Plaintext>, new: Option<&NewVersion>) -> Result<Attempt> {
         let Looked { current, has_target, source, handing } = looked;
-        let spi = Spi::connect()?;
+        let write = Write::begin();
         if let Some(new) = new
-            && !new.belongs(&spi)?
+            && !new.belongs(&write)?
         {
             return Ok(Attempt::Overtaken);
         }
         // Gone, but maybe replaced in the same transaction: then there always was a secret of this name.
-        let Some(locked) = secrets::lock(&spi, self.name)? else { return Ok(Attempt::Overtaken) };
+        let Some(locked) = secrets::lock(&write, self.name)? else { return Ok(Attempt::Overtaken) };
         if locked.id != current.secret || !self.still_there(source.as_ref(), &locked)? {
             return Ok(Attempt::Overtaken);
         }
         let holds = match &handing {
-            Some(handing) => handing.holds(&spi, &locked)?,
+            Some(handing) => handing.holds(&locked)?,
             None => true,
         };
         if locked.has_target != has_target || !holds {
             return Ok(Attempt::Overtaken);
         }
         check_expected(self.name, self.expected, locked.version)?;
-        let prepared =
-            handing.as_ref().map(|handing| handing.prepare(&spi, self.name, locked.id)).transpose()?;
+        let prepared = handing.as_ref().map(|handing| handing.prepare(self.name, locked.id)).transpose()?;
         let clock = crate::pg::clock();
-        let mut keep_versions = locked.keep_versions;
-        let mut info = None;
+        let mut draft = Draft::of(&locked);
         if let Some(changes) = &self.changes {
-            let (changed, keep) = change(&spi, locked.id, changes, Datum::from(clock))?;
-            (info, keep_versions) = (Some(changed), keep);
+            change(&mut draft, changes, clock)?;
         }
         if self.target_change() == &TargetChange::Clear {
-            info = Some(targets::clear(&spi, locked.id, Datum::from(clock))?);
+            draft.assign(targets::clear());
         }
         let mut handed = None;
         if let Some(new) = new {
             if let (Some(handing), Some(prepared)) = (&handing, &prepared) {
-                handing.write(&spi, locked.id, prepared, Datum::from(clock))?;
+                draft.assign(handing.assignments(prepared)?);
             }
-            let written = self.replace(&spi, new, &locked, opened, handing.as_ref(), clock)?;
-            info = Some(written.info);
+            let written = self.replace(&write, &mut draft, new, &locked, opened, handing.as_ref(), clock)?;
             handed = handing.zip(prepared).map(|(handing, prepared)| (handing, prepared, new, written));
         }
-        let keep = keep_versions.unwrap_or_else(config::keep_versions).max(0) as u32;
-        purge(&spi, locked.id, keep, clock)?;
-        // Others' code runs from here on: none of ours is open around it.
-        drop(spi);
+        if draft.is_empty() {
+            return Err(VaultError::internal("an update that changes nothing"));
+        }
+        let keep = draft.keep_versions().unwrap_or_else(config::keep_versions).max(0) as u32;
+        let info = draft.write(&write)?;
+        match &self.changes {
+            Some(_) => purge(&write, locked.id, keep, clock)?,
+            None => purge_next(&write, locked.id, keep, clock)?,
+        }
+        // Others' code runs from here on.
         if let Some((handing, prepared, new, written)) = handed {
             let version = Handed { name: self.name, number: written.number, new, value: &written.value };
             handing.apply(&version, &prepared, written.grace_ends)?;
         }
-        info.map(Attempt::Done).ok_or_else(|| VaultError::internal("an update that changes nothing"))
+        Ok(Attempt::Done(info))
     }
 
     /// The stored version that the new value takes from, if it does.
@@ -255,7 +257,7 @@ impl Update<'_> {
 
     /// Whether the version that was opened without a lock is still what it was, now that the secret is locked: the
     /// current one (else the half that is kept would be an old one), or the one to roll back to.
-    fn still_there(&self, source: Option<&Sealed>, locked: &Locked) -> Result<bool> {
+    fn still_there(&self, source: Option<&Sealed>, locked: &Locked<'_>) -> Result<bool> {
         match (source, &self.value) {
             (None, _) => Ok(true),
             (Some(source), NewValue::Of(number)) => {
@@ -318,11 +320,13 @@ impl Update<'_> {
     }
 
     /// Keeps the current version of a locked secret and puts a new one in its place.
+    #[expect(clippy::too_many_arguments, reason = "what one attempt has found and made so far")]
     fn replace(
         &self,
-        spi: &Spi,
+        write: &Write,
+        draft: &mut Draft<'_, '_>,
         new: &NewVersion,
-        locked: &Locked,
+        locked: &Locked<'_>,
         opened: Option<&Plaintext>,
         handing: Option<&Handing>,
         clock: i64,
@@ -372,22 +376,19 @@ impl Update<'_> {
         let version = locked.version.checked_add(1).ok_or_else(|| {
             VaultError::new(Kind::WrongState, format!("secret \"{}\" has no version numbers left", self.name))
         })?;
-        let now = Datum::from(clock);
-        let grace_ends = versions::keep_current(spi, locked.id, now)?;
+        let grace_ends = versions::keep_current(write, draft, clock)?;
         let mut main_part: Zeroizing<Vec<u8>> = Zeroizing::default();
         if let Some(handing) = handing {
             main_part = Zeroizing::new(value.main_part()?.to_vec());
-            handing.make_way(spi, self.name, &main_part, grace_ends, clock)?;
+            handing.make_way(write, self.name, &main_part, grace_ends, clock)?;
         }
-        let info =
-            new.seal(self.name, version, &value, |fresh| secrets::replace(spi, locked.id, fresh, now))?;
-        Ok(Written { info, number: version, grace_ends, value: main_part })
+        new.seal(self.name, version, &value, |fresh| draft.replace(fresh, grace_ends, clock))?;
+        Ok(Written { number: version, grace_ends, value: main_part })
     }
 }
 
 /// A new version that has been written.
 struct Written {
-    info: Datum,
     number: i32,
     /// Of the version before.
     grace_ends: Option<i64>,
@@ -396,7 +397,7 @@ struct Written {
 }
 
 /// How to make a new value for a locked secret.
-fn rotation_generator(name: &str, locked: &Locked) -> Result<Generator> {
+fn rotation_generator(name: &str, locked: &Locked<'_>) -> Result<Generator> {
     match &locked.generator {
         Some(json) => Ok(Generator::parse(json)?),
         None if locked.automatic => Ok(Generator::default()),
@@ -441,7 +442,7 @@ pub fn update_secret(args: &Args) -> Result<Return> {
         None if reset.iter().any(|property| property == "target") => TargetChange::Clear,
         None => TargetChange::Keep,
     };
-    let changes = Changes { properties: given.properties(), reset: args.datum(14), target };
+    let changes = Changes { properties: given.properties(), reset, target };
     if changes.is_empty() && matches!(value, NewValue::Keep) {
         return Err(invalid("nothing to update", "Pass a value, a property, or reset."));
     }

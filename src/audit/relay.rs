@@ -54,7 +54,7 @@ const REVIEW: Duration = Duration::from_secs(1);
 /// Until the next try after one that failed.
 const REVIEW_AGAIN: Duration = Duration::from_secs(15);
 /// Writes asked about in one go.
-const REVIEWED: i32 = 1000;
+const REVIEWED: usize = 1000;
 /// So long a review may take; the next one goes on where it ended, at once if that was worth while.
 const REVIEW_TIME: Duration = Duration::from_millis(100);
 /// If it was not: some open transaction has written very much.

@@ -8,7 +8,6 @@
 
 pub mod audit;
 pub mod cache;
-pub mod copy;
 pub mod envelope;
 pub mod export;
 pub mod ipc;

@@ -10,81 +10,105 @@
 #[cfg(target_endian = "big")]
 compile_error!("the length words of stored values are read as on little-endian machines");
 
-/// More than any of our tables has.
-pub const MAX_COLUMNS: usize = 32;
+/// More columns than the extension knows in any of its tables.
+pub const MAX_COLUMNS: usize = 48;
 
 /// No such column in this row.
-const ABSENT: u16 = u16::MAX;
+const ABSENT: u32 = u32::MAX;
 /// A value that is stored elsewhere: a pointer of 18 bytes (`VARTAG_ONDISK`).
 const EXTERNAL: u8 = 0x01;
 const ON_DISK: u8 = 18;
 const POINTER_LEN: usize = 18;
 
-/// Length and alignment of a table's columns.
+/// A column as the server stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Bytes; 0: of varying length.
+    len: u16,
+    /// The alignment's logarithm.
+    align: u8,
+    /// Which column of the extension's it is, from 0; [`MAX_COLUMNS`] for somebody else's or a dropped one.
+    place: u8,
+}
+
+/// How the columns of a table lie, up to the last one that the extension knows. Whatever an administrator adds to a table
+/// may stand between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// 0: of varying length, aligned to 4. Else the length in the low six bits, the alignment's logarithm in the others.
-    columns: [u8; MAX_COLUMNS],
-    count: usize,
+    columns: Vec<Column>,
 }
 
 impl Layout {
-    /// From `pg_attribute.attlen` and the alignment in bytes. None for what none of our tables has.
-    pub fn new(columns: impl IntoIterator<Item = (i16, u8)>) -> Option<Self> {
-        let mut layout = Self { columns: [0; MAX_COLUMNS], count: 0 };
-        for (len, align) in columns {
-            let place = layout.columns.get_mut(layout.count)?;
-            *place = match (len, align) {
-                (-1, 4) => 0,
-                (1..=63, 1 | 2 | 4 | 8) => u8::try_from(len).ok()? | (align.trailing_zeros() as u8) << 6,
+    /// From `pg_attribute.attlen`, the alignment in bytes, and the number (from 1) that the extension has for the column,
+    /// None for one that is not its own. None for what no table can have.
+    pub fn new(columns: impl IntoIterator<Item = (i16, u8, Option<usize>)>) -> Option<Self> {
+        let mut all = Vec::new();
+        let mut known = 0;
+        for (len, align, number) in columns {
+            let len = match len {
+                -1 => 0,
+                1.. => len as u16,
                 _ => return None,
             };
-            layout.count += 1;
+            if !matches!(align, 1 | 2 | 4 | 8) {
+                return None;
+            }
+            let place = match number {
+                Some(number) => number.checked_sub(1).filter(|place| *place < MAX_COLUMNS)?,
+                None => MAX_COLUMNS,
+            };
+            all.push(Column { len, align: align.trailing_zeros() as u8, place: place as u8 });
+            if number.is_some() {
+                known = all.len();
+            }
         }
-        Some(layout)
+        all.truncate(known);
+        Some(Self { columns: all })
     }
 }
 
-/// A row taken apart. Columns are counted from 1, as SQL does.
+/// A row taken apart. Columns are counted from 1, in the extension's own order.
 pub struct Row<'a> {
     data: &'a [u8],
-    starts: [u16; MAX_COLUMNS],
+    /// The last place takes the columns of others.
+    starts: [u32; MAX_COLUMNS + 1],
 }
 
 impl<'a> Row<'a> {
     /// `data` are the bytes of the `stored` first columns; in `nulls`, where there is one, a bit that is 0 means NULL.
     pub fn parse(data: &'a [u8], nulls: Option<&[u8]>, stored: usize, layout: &Layout) -> Option<Self> {
-        if data.len() >= usize::from(ABSENT) {
+        // One that is not stored yet may hold a value of a megabyte.
+        if data.len() >= ABSENT as usize {
             return None;
         }
-        let mut starts = [ABSENT; MAX_COLUMNS];
+        let mut starts = [ABSENT; MAX_COLUMNS + 1];
         let mut end = 0;
-        let columns = &layout.columns[..stored.min(layout.count)];
-        for (i, (start, column)) in starts.iter_mut().zip(columns).enumerate() {
+        for (i, column) in layout.columns.iter().take(stored).enumerate() {
             if let Some(nulls) = nulls
                 && nulls.get(i / 8)? & 1 << (i % 8) == 0
             {
                 continue;
             }
-            let (at, len) = match column {
+            let align = 1 << column.align;
+            let (at, len) = match column.len {
                 // A byte that is not 0 is no padding but the value's own first.
                 0 if *data.get(end)? != 0 => (end, varlena_len(data.get(end..)?)?),
                 0 => {
-                    let at = end.next_multiple_of(4);
+                    let at = end.next_multiple_of(align);
                     (at, varlena_len(data.get(at..)?)?)
                 }
-                code => (end.next_multiple_of(1 << (code >> 6)), usize::from(code & 63)),
+                len => (end.next_multiple_of(align), usize::from(len)),
             };
             end = at.checked_add(len).filter(|end| *end <= data.len())?;
-            *start = at as u16;
+            *starts.get_mut(usize::from(column.place))? = at as u32;
         }
         Some(Self { data, starts })
     }
 
     /// Where the column begins in the data; None if it is NULL.
     pub fn start(&self, column: usize) -> Option<usize> {
-        let start = *self.starts.get(column.checked_sub(1)?)?;
-        (start != ABSENT).then_some(usize::from(start))
+        let start = *self.starts.get(column.checked_sub(1).filter(|place| *place < MAX_COLUMNS)?)?;
+        (start != ABSENT).then_some(start as usize)
     }
 
     /// A column of this length.
@@ -195,7 +219,16 @@ mod tests {
                 nulls[i / 8] |= 1 << (i % 8);
             }
         }
-        (data, nulls, Layout::new(values.iter().map(Value::column)).unwrap())
+        (data, nulls, layout(values))
+    }
+
+    /// Every column is the extension's, in the order of the table.
+    fn layout(values: &[Value]) -> Layout {
+        Layout::new(values.iter().enumerate().map(|(i, value)| {
+            let (len, align) = value.column();
+            (len, align, Some(i + 1))
+        }))
+        .unwrap()
     }
 
     proptest! {
@@ -261,14 +294,45 @@ mod tests {
         }
     }
 
+    /// Columns of others before, between and behind the extension's own, and those in another order.
     #[test]
-    fn only_the_types_of_our_tables_are_known() {
-        assert!(Layout::new([(-1, 4), (16, 1), (4, 4), (8, 8), (1, 1), (16, 8)]).is_some());
-        // A C string, a varlena of doubles, a type longer than the code has room for.
-        for other in [(-2, 1), (-1, 8), (64, 1), (0, 1), (4, 3)] {
-            assert!(Layout::new([other]).is_none(), "{other:?}");
+    fn columns_of_others_are_stepped_over() {
+        let values = [
+            Value::Fixed(b"a name of 64 bytes".iter().copied().chain([0; 46]).collect(), 1),
+            Value::Fixed(7i32.to_ne_bytes().to_vec(), 4),
+            Value::Short(b"somebody's".to_vec()),
+            Value::Short(b"ours".to_vec()),
+            Value::Fixed(9i64.to_ne_bytes().to_vec(), 8),
+        ];
+        let (data, nulls, _) = stored(&values);
+        let numbers = [None, Some(2), None, Some(1), None];
+        let layout = Layout::new(values.iter().zip(numbers).map(|(value, number)| {
+            let (len, align) = value.column();
+            (len, align, number)
+        }))
+        .unwrap();
+        let row = Row::parse(&data, Some(&nulls), values.len(), &layout).unwrap();
+        assert_eq!(row.inline(1), Some(&b"ours"[..]));
+        assert_eq!(row.fixed::<4>(2), Some(7i32.to_ne_bytes()));
+        assert_eq!((row.start(3), row.start(MAX_COLUMNS), row.start(MAX_COLUMNS + 1)), (None, None, None));
+    }
+
+    #[test]
+    fn only_what_a_table_can_have_is_known() {
+        let ours = |(len, align)| (len, align, Some(1));
+        for (len, align) in
+            [(-1, 4), (-1, 8), (-1, 1), (16, 1), (64, 1), (4, 4), (8, 8), (1, 1), (16, 8), (1000, 2)]
+        {
+            assert!(Layout::new([ours((len, align))]).is_some(), "{len} {align}");
         }
-        assert!(Layout::new([(4, 4); MAX_COLUMNS]).is_some());
-        assert!(Layout::new([(4, 4); MAX_COLUMNS + 1]).is_none());
+        // A C string is no column's type.
+        for other in [(-2, 1), (0, 1), (4, 3)] {
+            assert!(Layout::new([ours(other)]).is_none(), "{other:?}");
+        }
+        assert!(Layout::new([(4, 4, Some(MAX_COLUMNS))]).is_some());
+        assert!(Layout::new([(4, 4, Some(MAX_COLUMNS + 1))]).is_none());
+        assert!(Layout::new([(4, 4, Some(0))]).is_none());
+        // However many others there are.
+        assert!(Layout::new(std::iter::repeat_n((4, 4, None), 1600).chain([(4, 4, Some(1))])).is_some());
     }
 }

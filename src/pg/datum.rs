@@ -38,6 +38,17 @@ pub unsafe fn varlena_bytes<'a>(datum: Datum) -> &'a [u8] {
     }
 }
 
+/// How many bytes a text or bytea datum has, also if they are stored elsewhere.
+///
+/// # Safety
+/// `datum` is a varlena.
+pub unsafe fn varlena_length(datum: Datum) -> usize {
+    /// Its length word counts itself.
+    const HEADER: usize = 4;
+    // SAFETY: as the caller promises.
+    unsafe { pg_sys::toast_raw_datum_size(datum) }.saturating_sub(HEADER)
+}
+
 /// A small number that was made a datum, such as a worker's argument.
 pub fn index(datum: Datum) -> usize {
     datum.value()
@@ -154,6 +165,89 @@ pub unsafe fn cidr_array(datum: Datum) -> Option<Vec<IpNet>> {
     elements.into_iter().map(|element| unsafe { inet(element?) }).collect()
 }
 
+/// The oids of an `oid[]`. None if an element is null.
+///
+/// # Safety
+/// `datum` is an `oid[]`.
+pub unsafe fn oid_array(datum: Datum) -> Option<Vec<pg_sys::Oid>> {
+    // SAFETY: as the caller promises.
+    unsafe { <Vec<Option<pg_sys::Oid>> as pgrx::FromDatum>::from_datum(datum, false) }?.into_iter().collect()
+}
+
+/// A new `oid[]`.
+pub fn oid_array_from(oids: &[pg_sys::Oid]) -> Datum {
+    use pgrx::IntoDatum;
+    // An array is never null.
+    oids.to_vec().into_datum().unwrap_or(Datum::null())
+}
+
+/// The text form of a numeric.
+///
+/// # Safety
+/// `datum` is a numeric.
+pub unsafe fn numeric_text(datum: Datum) -> String {
+    // SAFETY: as the caller promises; numeric_out returns a palloc'd C string.
+    unsafe {
+        let text = pgrx::direct_function_call_as_datum(pg_sys::numeric_out, &[Some(datum)]);
+        text.map_or_else(String::new, |text| cstr_lossy(text.cast_mut_ptr()))
+    }
+}
+
+/// A numeric without a fraction.
+pub fn numeric_from(value: u64) -> Datum {
+    use pgrx::IntoDatum;
+    // A numeric is never null.
+    pgrx::AnyNumeric::from(value).into_datum().unwrap_or(Datum::null())
+}
+
+/// An inet: one host.
+pub fn inet_from(address: IpAddr) -> Datum {
+    let mut bytes = [0u8; 2 + 16];
+    let len = match address {
+        IpAddr::V4(address) => {
+            bytes[..2].copy_from_slice(&[PGSQL_AF_INET, 32]);
+            bytes[2..6].copy_from_slice(&address.octets());
+            6
+        }
+        IpAddr::V6(address) => {
+            bytes[..2].copy_from_slice(&[PGSQL_AF_INET6, 128]);
+            bytes[2..].copy_from_slice(&address.octets());
+            18
+        }
+    };
+    varlena(&bytes[..len])
+}
+
+/// A new `cidr[]` from the text form of one.
+pub fn cidr_array_from_text(text: &str) -> crate::error::Result<Datum> {
+    let text = std::ffi::CString::new(text)
+        .map_err(|_| crate::error::VaultError::internal("a list of networks with a zero byte"))?;
+    // SAFETY: the input function of cidr[] on a C string; the result is palloc'd.
+    unsafe {
+        let array = pg_sys::Oid::from_u32(CIDR_ARRAY);
+        let (mut input, mut io_param) = (pg_sys::Oid::INVALID, pg_sys::Oid::INVALID);
+        pg_sys::getTypeInputInfo(array, &mut input, &mut io_param);
+        Ok(pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), io_param, -1))
+    }
+}
+
+/// `cidr[]` in pg_type.
+const CIDR_ARRAY: u32 = 651;
+
+/// A timestamp plus an interval of months, days and microseconds, counted in UTC whatever the session's time zone is.
+/// Raises the server's error if the sum is out of range.
+pub fn plus_interval(at: i64, (month, day, time): (i32, i32, i64)) -> i64 {
+    let mut interval = pg_sys::Interval { time, day, month };
+    // SAFETY: timestamp_pl_interval, unlike the one for timestamptz, knows no time zone; both store microseconds.
+    unsafe {
+        pgrx::direct_function_call_as_datum(
+            pg_sys::timestamp_pl_interval,
+            &[Some(Datum::from(at)), Some(Datum::from(&raw mut interval))],
+        )
+    }
+    .map_or(at, |sum| sum.value() as i64)
+}
+
 /// The strings of a `text[]`. None if an element is null or not UTF-8.
 ///
 /// # Safety
@@ -228,6 +322,13 @@ pub unsafe fn interval(datum: Datum) -> (i32, i32, i64) {
     (parts.month, parts.day, parts.time)
 }
 
+/// The parts of an interval that a caller gave for a parameter of that type, or a column of it holds: months, days,
+/// microseconds.
+pub fn interval_parts(value: Datum) -> (i32, i32, i64) {
+    // SAFETY: datums of the API's arguments and of rows are passed on for what they were declared.
+    unsafe { interval(value) }
+}
+
 /// Type and label of an enum, and the value.
 type Label = (&'static str, &'static str, Datum);
 
@@ -239,7 +340,7 @@ thread_local! {
 
 /// The enum value of that label. The type must have it. Remembered: the server parses the type's name for it.
 pub fn enum_value(type_name: &'static str, label: &'static str) -> Datum {
-    let generation = super::scan::generation();
+    let generation = super::table::generation();
     let known = LABELS.with_borrow(|(seen, labels)| {
         let same = |(of, known, _): &&Label| *of == type_name && *known == label;
         (*seen == generation).then(|| labels.iter().find(same).map(|(.., value)| *value)).flatten()
@@ -255,19 +356,4 @@ pub fn enum_value(type_name: &'static str, label: &'static str) -> Datum {
         });
         value
     })
-}
-
-/// A copy of a by-reference value with a length word (text, bytea, jsonb, a composite) in the current memory context.
-///
-/// # Safety
-/// `datum` is a varlena or composite that is in place during the call.
-pub unsafe fn copy_varlena(datum: Datum) -> Datum {
-    // SAFETY: as the caller promises: its length word tells how many bytes are there; palloc gives as many.
-    unsafe {
-        let source = datum.cast_mut_ptr::<pg_sys::varlena>();
-        let len = pgrx::varlena::varsize_any(source);
-        let copy = pg_sys::palloc(len);
-        std::ptr::copy_nonoverlapping(source.cast::<u8>(), copy.cast::<u8>(), len);
-        Datum::from(copy)
-    }
 }

@@ -173,15 +173,13 @@ impl Args {
         })
     }
 
-    /// The table, if this is the call of a trigger.
-    pub(super) fn trigger_relation(&self) -> Option<pg_sys::Relation> {
+    /// What a trigger is told, if this is the call of one.
+    pub(super) fn trigger(&self) -> Option<*mut pg_sys::TriggerData> {
         // SAFETY: fcinfo is valid; a context node whose tag says so is the trigger's data.
         unsafe {
             let context = (*self.fcinfo).context;
-            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
-                return None;
-            }
-            Some((*context.cast::<pg_sys::TriggerData>()).tg_relation)
+            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)
+                .then(|| context.cast::<pg_sys::TriggerData>())
         }
     }
 

@@ -138,6 +138,12 @@ pub fn has_privileges_of_role(role: Oid, of: Oid) -> bool {
     unsafe { pg_sys::has_privs_of_role(role, of) }
 }
 
+/// Whether `role` may grant `of` to others: membership with ADMIN OPTION, or a superuser.
+pub fn is_admin_of(role: Oid, of: Oid) -> bool {
+    // SAFETY: syscache lookups.
+    unsafe { pg_sys::is_admin_of_role(role, of) }
+}
+
 /// The name of a role, None if there is none of that oid.
 pub fn role_name(role: Oid) -> Option<String> {
     // SAFETY: a syscache lookup; the result is null or a palloc'd string.

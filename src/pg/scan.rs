@@ -1,162 +1,221 @@
-//! Direct index scans of the extension's own tables: the read path, without SPI.
+//! Reading the extension's own tables, without SQL.
 //!
 //! The server's catalog-scan interface reads any table through any index under the *latest* snapshot, also while a
 //! parallel plan is running (where `GetLatestSnapshot` refuses), and sees the transaction's own changes. No planner,
 //! no operator lookup, no row-level security, no privilege check: who may read was decided before.
 //!
-//! A point read ([`IndexedTable::point`]) goes to the place where the row was last seen, if somebody has seen it: a row
+//! A point read ([`Table::point`]) goes to the place where the row was last seen, if somebody has seen it: a row
 //! that is there, visible under the latest snapshot and has the key that is looked for is the one the unique index would
 //! lead to. Anything else, and it takes the index.
 //!
-//! Client backends and database workers, main thread, primary or standby.
+//! Client backends and database workers, main thread, primary or standby. The trap it avoids: a visit that writes to the
+//! table it is visiting; collect first, then write.
 
 use std::cell::{Cell, UnsafeCell};
-use std::ffi::CStr;
 use std::mem::MaybeUninit;
+use std::rc::Rc;
 
 use hyperion_vault_core::cache::{Hash, Place, Places};
 use hyperion_vault_core::envelope::Id;
-use hyperion_vault_core::row::Layout;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::datum;
-use super::tuple::{Tuple, layout};
+use super::table::Known;
+pub use super::table::{Index, Table, generation};
+use super::tuple::Tuple;
 use crate::error::{Kind, Result, VaultError};
 
-/// A table of schema `vault` and one of its indexes, by name; oids are looked up once and again after any change to
-/// the relation cache that might concern them. Make it a `thread_local`.
-pub struct IndexedTable {
-    table: &'static CStr,
-    index: &'static CStr,
-    /// The table's column behind each column of the index, as in sql/20_schema.sql. Not asked of the index, which would
-    /// have to be opened and locked once more for it; the server refuses a number that is not one of them.
-    columns: &'static [i16],
-    known: Cell<Option<Known>>,
-}
-
-/// What a session remembers of a table.
+/// A value that an indexed column is compared with.
 #[derive(Clone, Copy)]
-struct Known {
-    table: Oid,
-    index: Oid,
-    layout: Layout,
-    /// [`GENERATION`] before it was looked up.
-    generation: u64,
-}
-
-thread_local! {
-    /// Counts invalidations of relations; names are looked up anew when it has moved.
-    static GENERATION: Cell<u64> = const { Cell::new(0) };
-    static LISTENING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Moves whenever something this process remembers of a relation may be out of date.
-pub fn generation() -> u64 {
-    listen();
-    GENERATION.get()
-}
-
-fn listen() {
-    if !LISTENING.replace(true) {
-        // SAFETY: the callback stays valid; registered once per process.
-        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null()) };
-    }
-}
-
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn invalidated(_arg: Datum, _relation: Oid) {
-    GENERATION.set(GENERATION.get() + 1);
-}
-
-/// A search key on an index column: equality only.
 pub enum Key<'a> {
     Text(&'a str),
     Uuid(Id),
+    Bool(bool),
+    Short(i16),
     Int(i32),
+    Long(i64),
+    /// `timestamptz`.
+    Time(i64),
+    Oid(Oid),
 }
 
-impl IndexedTable {
-    pub const fn new(table: &'static CStr, index: &'static CStr, columns: &'static [i16]) -> Self {
-        Self { table, index, columns, known: Cell::new(None) }
-    }
+/// How a column compares with a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    Lt,
+    Le,
+    Eq,
+    Ge,
+    Gt,
+}
 
-    fn known(&self) -> Result<Known> {
-        let generation = generation();
-        if let Some(known) = self.known.get()
-            && known.generation == generation
-        {
-            return Ok(known);
+/// A condition on a column of an index, which is counted from 0.
+#[derive(Clone, Copy)]
+pub struct Bound<'a> {
+    pub column: usize,
+    pub op: Op,
+    pub key: Key<'a>,
+}
+
+/// Conditions of equality on the first columns of an index.
+pub fn equal<'a, const N: usize>(keys: [Key<'a>; N]) -> [Bound<'a>; N] {
+    let mut column = 0;
+    keys.map(|key| {
+        column += 1;
+        Bound { column: column - 1, op: Op::Eq, key }
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    Backward,
+}
+
+/// The most conditions of a scan.
+const MAX_BOUNDS: usize = 4;
+
+/// What is committed now and what this transaction has written, held for several scans.
+pub struct Snapshot(pg_sys::Snapshot);
+
+impl Snapshot {
+    pub fn latest() -> Self {
+        // SAFETY: the catalog's may be taken in parallel mode; asked for no relation in particular, it is never an older
+        // one. Registering makes a copy.
+        Self(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(Oid::INVALID)) })
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: registered above; while an error unwinds, the abort gives it back.
+            unsafe { pg_sys::UnregisterSnapshot(self.0) };
         }
-        let known = self.look_up(generation)?;
-        self.known.set(Some(known));
-        Ok(known)
     }
+}
 
-    #[cold]
-    fn look_up(&self, generation: u64) -> Result<Known> {
-        let missing = || {
-            VaultError::new(Kind::WrongState, "the tables of hyperion_vault are missing")
-                .hint("Run CREATE EXTENSION hyperion_vault.")
+impl Table {
+    /// Calls `visit` for the rows within the bounds in the order of an index, until it says stop (false). Column
+    /// references that a tuple gives out are valid during the visit only; nothing is written to the table meanwhile.
+    pub fn scan(
+        &self,
+        index: usize,
+        bounds: &[Bound<'_>],
+        direction: Direction,
+        visit: impl FnMut(&Tuple<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let (known, open) = self.open()?;
+        let columns = self.indexes[index].columns;
+        assert!(bounds.len() <= MAX_BOUNDS, "more conditions than a scan takes");
+        // SAFETY: plain C structs; the tail beyond the bounds is not read.
+        let mut keys: [pg_sys::ScanKeyData; MAX_BOUNDS] = unsafe { std::mem::zeroed() };
+        for (entry, bound) in keys.iter_mut().zip(bounds) {
+            let search = Search::of(&bound.key, bound.op, known.number(columns[bound.column]));
+            // SAFETY: a valid entry; the procedure compares the key's type.
+            unsafe { search.write(entry) };
+        }
+        let direction = match direction {
+            Direction::Forward => pg_sys::ScanDirection::ForwardScanDirection,
+            Direction::Backward => pg_sys::ScanDirection::BackwardScanDirection,
         };
-        // SAFETY: syscache lookups on valid strings; the relation is closed again, and its descriptor read before that.
+        // SAFETY: the index is one of the table's, both are open and locked; no snapshot (null) means the latest one,
+        // registered by the scan; the keys outlive it.
         unsafe {
-            let schema = pg_sys::get_namespace_oid(c"vault".as_ptr(), true);
-            let table = pg_sys::get_relname_relid(self.table.as_ptr(), schema);
-            let index = pg_sys::get_relname_relid(self.index.as_ptr(), schema);
-            if table == Oid::INVALID || index == Oid::INVALID {
-                return Err(missing());
-            }
-            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-            let relation = pg_sys::try_table_open(table, lock);
-            if relation.is_null() {
-                return Err(missing());
-            }
-            let layout = layout((*relation).rd_att);
-            pg_sys::table_close(relation, lock);
-            let layout = layout.ok_or_else(|| {
-                VaultError::internal("a table of the vault has a column of an unknown kind")
-            })?;
-            Ok(Known { table, index, layout, generation })
+            let index = pg_sys::index_open(known.indexes[index], LOCK);
+            let scan = pg_sys::systable_beginscan_ordered(
+                open.relation,
+                index,
+                std::ptr::null_mut(),
+                bounds.len() as i32,
+                keys.as_mut_ptr(),
+            );
+            let outcome = visit_all(&known, visit, || pg_sys::systable_getnext_ordered(scan, direction));
+            pg_sys::systable_endscan_ordered(scan);
+            pg_sys::index_close(index, LOCK);
+            open.end();
+            outcome
         }
     }
 
-    /// Calls `visit` for each row whose leading index columns equal `keys`, until it says stop (false).
-    /// Column references a tuple gives out are valid during the visit only.
-    pub fn each(&self, keys: &[Key<'_>], mut visit: impl FnMut(&Tuple<'_>) -> Result<bool>) -> Result<()> {
-        // SAFETY: plain C structs; the tail beyond `keys` is not read.
-        let mut scan_keys: [pg_sys::ScanKeyData; 2] = unsafe { std::mem::zeroed() };
-        assert!(
-            keys.len() <= scan_keys.len().min(self.columns.len()),
-            "more keys than the index has columns"
-        );
-        let search = self.search(keys);
-        let search = &search[..keys.len()];
-        let (known, scan) = loop {
+    /// The first row that `find` takes, within the bounds in the order of an index.
+    pub fn find<R>(
+        &self,
+        index: usize,
+        bounds: &[Bound<'_>],
+        direction: Direction,
+        mut find: impl FnMut(&Tuple<'_>) -> Result<Option<R>>,
+    ) -> Result<Option<R>> {
+        let mut found = None;
+        self.scan(index, bounds, direction, |row| {
+            found = find(row)?;
+            Ok(found.is_none())
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `visit` for every row, in no order, until it says stop (false): as of the snapshot, or of now.
+    pub fn all(
+        &self,
+        snapshot: Option<&Snapshot>,
+        visit: impl FnMut(&Tuple<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let (known, open) = self.open()?;
+        let snapshot = snapshot.map_or(std::ptr::null_mut(), |snapshot| snapshot.0);
+        // SAFETY: the table is open and locked; the snapshot is registered, by its owner or by the scan.
+        unsafe {
+            let none = std::ptr::null_mut();
+            let scan = pg_sys::systable_beginscan(open.relation, Oid::INVALID, false, snapshot, 0, none);
+            let outcome = visit_all(&known, visit, || pg_sys::systable_getnext(scan));
+            pg_sys::systable_endscan(scan);
+            open.end();
+            outcome
+        }
+    }
+
+    /// Whether there is any row now.
+    pub fn is_empty(&self) -> Result<bool> {
+        let mut empty = true;
+        self.all(None, |_| {
+            empty = false;
+            Ok(false)
+        })?;
+        Ok(empty)
+    }
+
+    /// Calls `visit` with two tuples that a trigger was given, null for one that there is not.
+    ///
+    /// # Safety
+    /// The tuples are the relation's, and in place during the visit.
+    pub(super) unsafe fn visit_tuples(
+        &self,
+        relation: Oid,
+        old: pg_sys::HeapTuple,
+        new: pg_sys::HeapTuple,
+        visit: impl FnOnce(Option<&Tuple<'_>>, Option<&Tuple<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        let known = self.known()?;
+        if known.table != relation {
+            return Err(VaultError::new(Kind::WrongState, "a trigger of the extension is on another table"));
+        }
+        let row = |tuple: pg_sys::HeapTuple| {
+            if tuple.is_null() {
+                return Ok(None);
+            }
+            // SAFETY: as the caller promises.
+            unsafe { Tuple::new(tuple, &known.layout) }.map(Some).ok_or_else(damaged)
+        };
+        let (old, new) = (row(old)?, row(new)?);
+        visit(old.as_ref(), new.as_ref())
+    }
+
+    fn open(&self) -> Result<(Rc<Known>, Open)> {
+        loop {
             let known = self.known()?;
             if let Some(open) = Open::begin(&known, None) {
-                // The latest snapshot, registered for as long as the scan lasts.
-                break (known, Scan::begin(open.relation, known.index, search, &mut scan_keys, false));
+                return Ok((known, open));
             }
-        };
-        let mut tuple = scan.first;
-        let outcome = loop {
-            if tuple.is_null() {
-                break Ok(());
-            }
-            // SAFETY: the tuple is the table's and stays in place until the scan goes on.
-            let Some(row) = (unsafe { Tuple::new(tuple, &known.layout) }) else {
-                break Err(damaged());
-            };
-            match visit(&row) {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(e) => break Err(e),
-            }
-            // SAFETY: the scan is open.
-            tuple = unsafe { pg_sys::systable_getnext(scan.scan) };
-        };
-        scan.end();
-        outcome
+        }
     }
 
     /// Calls `visit` with the row whose index columns equal `keys`, which are all of a unique index's, or with None.
@@ -164,10 +223,13 @@ impl IndexedTable {
     /// this one is locked meanwhile.
     pub fn point<R>(
         &self,
+        index: usize,
         keys: &[Key<'_>],
         places: Option<Places<'_>>,
         visit: impl FnOnce(Option<&Tuple<'_>>) -> Result<R>,
     ) -> Result<R> {
+        let columns = self.indexes[index].columns;
+        assert!(keys.len() == columns.len() && keys.len() <= 2, "a point read has a key for each column");
         let (known, hash, open) = loop {
             let known = self.known()?;
             let hash = keys.iter().fold(Hash::new(known.table.to_u32()), |hash, key| key.mix_into(hash));
@@ -178,7 +240,7 @@ impl IndexedTable {
         };
         // SAFETY: the tuple is pinned until `open` ends.
         let row = open.tuple().and_then(|tuple| unsafe { Tuple::new(tuple, &known.layout) });
-        if let Some(row) = row.filter(|row| self.has(row, keys)) {
+        if let Some(row) = row.filter(|row| has(row, columns, keys)) {
             let outcome = visit(Some(&row));
             open.end();
             return outcome;
@@ -186,9 +248,17 @@ impl IndexedTable {
         open.let_go();
         // SAFETY: plain C structs; the tail beyond `keys` is not read.
         let mut scan_keys: [pg_sys::ScanKeyData; 2] = unsafe { std::mem::zeroed() };
-        let search = self.search(keys);
-        let scan =
-            Scan::begin(open.relation, known.index, &search[..keys.len()], &mut scan_keys, open.may_borrow);
+        let mut search = [Search::NONE; 2];
+        for ((search, key), column) in search.iter_mut().zip(keys).zip(columns) {
+            *search = Search::of(key, Op::Eq, known.number(*column));
+        }
+        let scan = Scan::begin(
+            open.relation,
+            known.indexes[index],
+            &search[..keys.len()],
+            &mut scan_keys,
+            open.may_borrow,
+        );
         let outcome = if scan.first.is_null() {
             visit(None)
         } else {
@@ -206,28 +276,43 @@ impl IndexedTable {
         scan.end();
         outcome
     }
+}
 
-    fn search(&self, keys: &[Key<'_>]) -> [Search; 2] {
-        assert!(keys.len() <= self.columns.len().min(2), "more keys than the index has columns");
-        let mut search = [Search::NONE; 2];
-        for ((search, key), column) in search.iter_mut().zip(keys).zip(self.columns) {
-            *search = Search::of(key, *column);
+/// Whether the row has these keys in these columns.
+pub(super) fn has(row: &Tuple<'_>, columns: &[i16], keys: &[Key<'_>]) -> bool {
+    keys.iter().zip(columns).all(|(key, column)| match key {
+        // Not a compressed one: then the index is asked.
+        Key::Text(text) => row.inline(*column) == Some(text.as_bytes()),
+        Key::Uuid(id) => row.uuid(*column) == Some(*id),
+        Key::Bool(value) => row.bool(*column) == Some(*value),
+        Key::Short(number) => row.short(*column) == Some(*number),
+        Key::Int(number) => row.int(*column) == Some(*number),
+        Key::Long(number) | Key::Time(number) => row.bigint(*column) == Some(*number),
+        Key::Oid(oid) => row.oid(*column) == Some(*oid),
+    })
+}
+
+/// # Safety
+/// `next` returns the table's tuples, each in place until it is called again, and null at the end.
+unsafe fn visit_all(
+    known: &Known,
+    mut visit: impl FnMut(&Tuple<'_>) -> Result<bool>,
+    mut next: impl FnMut() -> pg_sys::HeapTuple,
+) -> Result<()> {
+    loop {
+        let tuple = next();
+        if tuple.is_null() {
+            return Ok(());
         }
-        search
-    }
-
-    fn has(&self, row: &Tuple<'_>, keys: &[Key<'_>]) -> bool {
-        keys.len() == self.columns.len()
-            && keys.iter().zip(self.columns).all(|(key, column)| match key {
-                // Not a compressed one: then the index is asked.
-                Key::Text(text) => row.inline(*column) == Some(text.as_bytes()),
-                Key::Uuid(id) => row.uuid(*column) == Some(*id),
-                Key::Int(number) => row.int(*column) == Some(*number),
-            })
+        // SAFETY: as the caller promises.
+        let row = unsafe { Tuple::new(tuple, &known.layout) }.ok_or_else(damaged)?;
+        if !visit(&row)? {
+            return Ok(());
+        }
     }
 }
 
-fn damaged() -> VaultError {
+pub(super) fn damaged() -> VaultError {
     VaultError::new(Kind::Corrupted, "stored secret cannot be authenticated")
 }
 
@@ -236,31 +321,98 @@ impl Key<'_> {
         match self {
             Key::Text(text) => hash.bytes(text.as_bytes()),
             Key::Uuid(id) => hash.bytes(&id.0),
+            Key::Bool(value) => hash.bytes(&[u8::from(*value)]),
+            Key::Short(number) => hash.bytes(&number.to_le_bytes()),
             Key::Int(number) => hash.bytes(&number.to_le_bytes()),
+            Key::Long(number) | Key::Time(number) => hash.bytes(&number.to_le_bytes()),
+            Key::Oid(oid) => hash.bytes(&oid.to_u32().to_le_bytes()),
         }
     }
 }
 
 /// A key in the server's terms.
 #[derive(Clone, Copy)]
-struct Search {
+pub(super) struct Search {
+    /// Of the table.
     column: i16,
+    strategy: u16,
     procedure: Oid,
     collation: Oid,
     value: Datum,
 }
 
 impl Search {
-    const NONE: Self =
-        Self { column: 0, procedure: Oid::INVALID, collation: Oid::INVALID, value: Datum::null() };
+    const NONE: Self = Self {
+        column: 0,
+        strategy: 0,
+        procedure: Oid::INVALID,
+        collation: Oid::INVALID,
+        value: Datum::null(),
+    };
 
-    fn of(key: &Key<'_>, column: i16) -> Self {
-        let (procedure, collation, value) = match key {
-            Key::Text(text) => (pg_sys::F_TEXTEQ, pg_sys::C_COLLATION_OID, datum::varlena(text.as_bytes())),
-            Key::Uuid(id) => (pg_sys::F_UUID_EQ, Oid::INVALID, datum::uuid(*id)),
-            Key::Int(value) => (pg_sys::F_INT4EQ, Oid::INVALID, Datum::from(*value)),
+    pub(super) fn of(key: &Key<'_>, op: Op, column: i16) -> Self {
+        use pg_sys::{
+            F_BOOLEQ, F_BOOLGE, F_BOOLGT, F_BOOLLE, F_BOOLLT, F_INT2EQ, F_INT2GE, F_INT2GT, F_INT2LE,
+            F_INT2LT, F_INT4EQ, F_INT4GE, F_INT4GT, F_INT4LE, F_INT4LT, F_INT8EQ, F_INT8GE, F_INT8GT,
+            F_INT8LE, F_INT8LT, F_OIDEQ, F_OIDGE, F_OIDGT, F_OIDLE, F_OIDLT, F_TEXT_GE, F_TEXT_GT, F_TEXT_LE,
+            F_TEXT_LT, F_TEXTEQ, F_TIMESTAMPTZ_EQ, F_TIMESTAMPTZ_GE, F_TIMESTAMPTZ_GT, F_TIMESTAMPTZ_LE,
+            F_TIMESTAMPTZ_LT, F_UUID_EQ, F_UUID_GE, F_UUID_GT, F_UUID_LE, F_UUID_LT,
         };
-        Self { column, procedure: Oid::from(procedure), collation, value }
+        // In the order of `Op`.
+        let (procedures, collation, value) = match key {
+            Key::Text(text) => (
+                [F_TEXT_LT, F_TEXT_LE, F_TEXTEQ, F_TEXT_GE, F_TEXT_GT],
+                pg_sys::C_COLLATION_OID,
+                datum::varlena(text.as_bytes()),
+            ),
+            Key::Uuid(id) => {
+                ([F_UUID_LT, F_UUID_LE, F_UUID_EQ, F_UUID_GE, F_UUID_GT], Oid::INVALID, datum::uuid(*id))
+            }
+            Key::Bool(value) => {
+                ([F_BOOLLT, F_BOOLLE, F_BOOLEQ, F_BOOLGE, F_BOOLGT], Oid::INVALID, Datum::from(*value))
+            }
+            Key::Short(value) => {
+                ([F_INT2LT, F_INT2LE, F_INT2EQ, F_INT2GE, F_INT2GT], Oid::INVALID, Datum::from(*value))
+            }
+            Key::Int(value) => {
+                ([F_INT4LT, F_INT4LE, F_INT4EQ, F_INT4GE, F_INT4GT], Oid::INVALID, Datum::from(*value))
+            }
+            Key::Long(value) => {
+                ([F_INT8LT, F_INT8LE, F_INT8EQ, F_INT8GE, F_INT8GT], Oid::INVALID, Datum::from(*value))
+            }
+            Key::Time(value) => (
+                [F_TIMESTAMPTZ_LT, F_TIMESTAMPTZ_LE, F_TIMESTAMPTZ_EQ, F_TIMESTAMPTZ_GE, F_TIMESTAMPTZ_GT],
+                Oid::INVALID,
+                Datum::from(*value),
+            ),
+            Key::Oid(oid) => ([F_OIDLT, F_OIDLE, F_OIDEQ, F_OIDGE, F_OIDGT], Oid::INVALID, Datum::from(*oid)),
+        };
+        let (place, strategy) = match op {
+            Op::Lt => (0, pg_sys::BTLessStrategyNumber),
+            Op::Le => (1, pg_sys::BTLessEqualStrategyNumber),
+            Op::Eq => (2, pg_sys::BTEqualStrategyNumber),
+            Op::Ge => (3, pg_sys::BTGreaterEqualStrategyNumber),
+            Op::Gt => (4, pg_sys::BTGreaterStrategyNumber),
+        };
+        Self { column, strategy: strategy as u16, procedure: Oid::from(procedures[place]), collation, value }
+    }
+
+    /// # Safety
+    /// The entry is valid to be written.
+    pub(super) unsafe fn write(&self, entry: pg_sys::ScanKey) {
+        // SAFETY: as the caller promises; the procedure exists.
+        unsafe {
+            pg_sys::ScanKeyEntryInitialize(
+                entry,
+                0,
+                self.column,
+                self.strategy,
+                Oid::INVALID,
+                self.collation,
+                self.procedure,
+                self.value,
+            );
+        }
     }
 }
 
@@ -362,7 +514,7 @@ impl Open {
         unsafe {
             guarded(move || {
                 raw::LockRelationOid(known.table, LOCK);
-                if GENERATION.get() != known.generation {
+                if generation() != known.generation {
                     raw::UnlockRelationOid(known.table, LOCK);
                     return None;
                 }
@@ -411,7 +563,9 @@ impl Open {
         // SAFETY: pinned and opened by `begin`; the lock is given back with the relation.
         unsafe {
             guarded(move || {
-                raw::ReleaseBuffer(buffer);
+                if buffer != 0 {
+                    raw::ReleaseBuffer(buffer);
+                }
                 raw::table_close(relation, LOCK);
             });
         }
@@ -466,13 +620,13 @@ impl Scan {
         // means the latest one, registered by the scan.
         unsafe {
             guarded(move || {
-                for (i, Search { column, procedure, collation, value }) in search.iter().enumerate() {
-                    let equal = pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber;
+                for (i, Search { column, strategy, procedure, collation, value }) in search.iter().enumerate()
+                {
                     raw::ScanKeyEntryInitialize(
                         keys.add(i),
                         0,
                         *column,
-                        equal,
+                        *strategy,
                         Oid::INVALID,
                         *collation,
                         *procedure,

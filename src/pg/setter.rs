@@ -2,17 +2,15 @@
 //!
 //! Inside it the session is that role, in a security-restricted operation: no SET ROLE, no temporary objects, nothing
 //! deferred to a time when the session is somebody else again. `search_path` is `pg_catalog, pg_temp`, and the settings
-//! by which a caller could bend what runs here are the server's own. Settings that change inside do not outlive it. The
-//! flag behind `vault._inside()` is down: this is where code that is not ours runs.
+//! by which a caller could bend what runs here are the server's own. Settings that change inside do not outlive it.
 //!
 //! Client backends and database workers, main thread. The trap it avoids: rights that come from whoever happens to
-//! rotate, or from the worker, which is a superuser. What is put back on the way out, and how, is as in `scope`.
+//! rotate, or from the worker, which is a superuser. What is put back on the way out: on return by `drop`; on an error by the abort of the (sub)transaction, which the server
+//! does itself (and which must not be called while an error unwinds).
 
 use std::ffi::CStr;
 
 use pgrx::pg_sys::{self, Oid};
-
-use super::scope::{InsideFlag, set};
 
 /// What a caller could set to have the same code mean something else, or its statements shown with their parameters.
 const FIXED: [(&CStr, &CStr); 11] = [
@@ -33,7 +31,6 @@ pub struct SetterScope {
     nest: i32,
     user: Oid,
     context: i32,
-    _outside: InsideFlag,
 }
 
 impl SetterScope {
@@ -53,7 +50,27 @@ impl SetterScope {
             pg_sys::SetUserIdAndSecContext(setter, context | restricted as i32);
             nest
         };
-        Self { nest, user, context, _outside: InsideFlag::lower() }
+        Self { nest, user, context }
+    }
+}
+
+/// Sets a parameter until the nest level ends.
+///
+/// # Safety
+/// A nest level of the caller is open.
+unsafe fn set(name: &CStr, value: &CStr) {
+    // SAFETY: valid strings; PGC_USERSET settings that any session may change.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
     }
 }
 

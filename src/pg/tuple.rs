@@ -4,6 +4,7 @@
 //! pinned while the row is visited: nothing is copied. The trap it avoids: the row's header holds hint bits that other
 //! processes set meanwhile; only the parts of it that never change are looked at, and no reference to it is made.
 
+use std::ffi::CStr;
 use std::marker::PhantomData;
 
 use hyperion_vault_core::cache::Place;
@@ -19,6 +20,7 @@ pub struct Tuple<'a> {
     /// Where the columns' bytes begin.
     data: *const u8,
     place: Place,
+    tuple: pg_sys::HeapTuple,
     _page: PhantomData<&'a [u8]>,
 }
 
@@ -49,12 +51,22 @@ impl<'a> Tuple<'a> {
             )?;
             let at = &(*tuple).t_self;
             let block = u32::from(at.ip_blkid.bi_hi) << 16 | u32::from(at.ip_blkid.bi_lo);
-            Some(Self { row, data, place: Place { block, offset: at.ip_posid }, _page: PhantomData })
+            Some(Self { row, data, place: Place { block, offset: at.ip_posid }, tuple, _page: PhantomData })
         }
     }
 
     pub(super) fn place(&self) -> Place {
         self.place
+    }
+
+    /// Where the row is, as the server says it.
+    pub(super) fn item_pointer(&self) -> pg_sys::ItemPointerData {
+        // SAFETY: the tuple is in place for `'a`.
+        unsafe { (*self.tuple).t_self }
+    }
+
+    pub(super) fn heap_tuple(&self) -> pg_sys::HeapTuple {
+        self.tuple
     }
 
     pub fn uuid(&self, column: i16) -> Option<Id> {
@@ -63,6 +75,14 @@ impl<'a> Tuple<'a> {
 
     pub fn int(&self, column: i16) -> Option<i32> {
         self.row.fixed(column as usize).map(i32::from_ne_bytes)
+    }
+
+    pub fn short(&self, column: i16) -> Option<i16> {
+        self.row.fixed(column as usize).map(i16::from_ne_bytes)
+    }
+
+    pub fn bigint(&self, column: i16) -> Option<i64> {
+        self.row.fixed(column as usize).map(i64::from_ne_bytes)
     }
 
     pub fn bool(&self, column: i16) -> Option<bool> {
@@ -96,6 +116,12 @@ impl<'a> Tuple<'a> {
         })
     }
 
+    /// How many bytes a text or bytea column has, without fetching them.
+    pub fn length(&self, column: i16) -> Option<usize> {
+        // SAFETY: the column is a varlena, in place during the visit.
+        self.pointer(column).map(|d| unsafe { datum::varlena_length(d) })
+    }
+
     pub fn text(&self, column: i16) -> Option<&'a str> {
         self.bytes(column).and_then(|bytes| std::str::from_utf8(bytes).ok())
     }
@@ -106,37 +132,103 @@ impl<'a> Tuple<'a> {
         self.pointer(column).map(|d| unsafe { datum::cidr_array(d) })
     }
 
-    /// A by-reference column as the server passes it around.
-    fn pointer(&self, column: i16) -> Option<Datum> {
+    /// An `interval` column as (months, days, microseconds).
+    pub fn interval(&self, column: i16) -> Option<(i32, i32, i64)> {
+        // SAFETY: the column is an interval, aligned as the server stores it.
+        self.pointer(column).map(|d| unsafe { datum::interval(d) })
+    }
+
+    /// A `jsonb` column in text form.
+    pub fn jsonb(&self, column: i16) -> Option<String> {
+        // SAFETY: the column is jsonb.
+        self.pointer(column).map(|d| unsafe { datum::jsonb_text(d) })
+    }
+
+    /// An `oid[]` column; Some(None) if it cannot be read.
+    pub fn oid_array(&self, column: i16) -> Option<Option<Vec<pg_sys::Oid>>> {
+        // SAFETY: the column is oid[].
+        self.pointer(column).map(|d| unsafe { datum::oid_array(d) })
+    }
+
+    /// A `numeric` column without a fraction, as text.
+    pub fn numeric(&self, column: i16) -> Option<String> {
+        // SAFETY: the column is numeric.
+        self.pointer(column).map(|d| unsafe { datum::numeric_text(d) })
+    }
+
+    /// A column of a varlena or interval type as the server passes it around, in place during the visit.
+    pub fn pointer(&self, column: i16) -> Option<Datum> {
         // SAFETY: a column begins within the row's bytes.
         self.row.start(column as usize).map(|start| Datum::from(unsafe { self.data.add(start) }.cast_mut()))
     }
 }
 
-/// How the columns of a table with this descriptor lie.
+/// A column as the catalog describes it.
+pub(super) struct Attribute {
+    /// Empty for a column that was dropped.
+    name: String,
+    pub len: i16,
+    /// In bytes.
+    pub align: u8,
+    type_oid: pg_sys::Oid,
+    not_null: bool,
+    generated: bool,
+}
+
+impl Attribute {
+    pub fn is(&self, name: &CStr) -> bool {
+        self.name.as_bytes() == name.to_bytes()
+    }
+
+    /// Why a row of the extension's, which has NULL there, cannot be written to the table.
+    pub fn obstacle(&self) -> Option<String> {
+        if self.name.is_empty() {
+            return None;
+        }
+        let of = |what: &str| Some(format!("Column \"{}\" {what}.", self.name));
+        // SAFETY: a lookup in the type cache; any oid will do.
+        let constrained = || unsafe { pg_sys::DomainHasConstraints(self.type_oid) };
+        if self.generated {
+            of("is generated")
+        } else if self.not_null {
+            of("is NOT NULL")
+        } else if constrained() {
+            of("has a domain type with constraints")
+        } else {
+            None
+        }
+    }
+}
+
+/// The columns of a table with this descriptor, dropped ones too.
 ///
 /// # Safety
 /// The descriptor is valid.
-pub unsafe fn layout(desc: pg_sys::TupleDesc) -> Option<Layout> {
+pub(super) unsafe fn attributes(desc: pg_sys::TupleDesc) -> Vec<Attribute> {
     // SAFETY: as the caller promises: natts entries follow the descriptor.
-    let columns = unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
-        let columns = (*desc).attrs.as_slice((*desc).natts as usize);
-        #[cfg(feature = "pg18")]
-        let columns = (*desc).compact_attrs.as_slice((*desc).natts as usize);
-        columns
-    };
-    Layout::new(columns.iter().map(|column| {
-        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
-        let align = match column.attalign as u8 {
-            b'c' => 1,
-            b's' => 2,
-            b'i' => 4,
-            b'd' => 8,
-            _ => 0,
-        };
-        #[cfg(feature = "pg18")]
-        let align = column.attalignby;
-        (column.attlen, align)
-    }))
+    unsafe {
+        (0..(*desc).natts)
+            .map(|i| {
+                let attribute = &*pg_sys::TupleDescAttr(desc, i);
+                Attribute {
+                    name: if attribute.attisdropped {
+                        String::new()
+                    } else {
+                        datum::cstr_lossy(attribute.attname.data.as_ptr())
+                    },
+                    len: attribute.attlen,
+                    align: match attribute.attalign as u8 {
+                        b'c' => 1,
+                        b's' => 2,
+                        b'i' => 4,
+                        b'd' => 8,
+                        _ => 0,
+                    },
+                    type_oid: attribute.atttypid,
+                    not_null: attribute.attnotnull,
+                    generated: attribute.attgenerated != 0,
+                }
+            })
+            .collect()
+    }
 }

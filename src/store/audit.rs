@@ -1,102 +1,145 @@
 //! `vault.audit_log`, `vault.audit_spools`, `vault.audit_pending`.
 //!
 //! The relay, in transactions of its own. The lock on `audit_spools` makes it the only writer, as ids without gaps and a
-//! chain over the rows need; readers and dumps are not in its way.
-
-use std::ffi::CStr;
+//! chain over the rows need; readers and dumps are not in its way. The trap it avoids: a log that costs the server more
+//! than what it records; rows are handed over many at a time, and texts that repeat from row to row are made once.
 
 use hyperion_vault_core::audit::{Client, Outcome, Record, Spool};
-use hyperion_vault_core::copy::Rows;
 use hyperion_vault_core::envelope::Id;
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::Datum;
 
-use super::secrets::TIMESTAMPTZ;
 use crate::audit::relay::Taken;
-use crate::error::{Result, VaultError};
-use crate::pg::copy;
-use crate::pg::memory::with_scratch;
-use crate::pg::spi::{Bind, Spi, Statement};
+use crate::error::Result;
+use crate::pg::datum;
+use crate::pg::heap::{Assignment, Write};
+use crate::pg::scan::{Bound, Direction, Index, Key, Op, Table, equal};
+use crate::pg::tuple::Tuple;
 
-static TAKEN: Statement = Statement::query(
-    c"SELECT position, records FROM vault.audit_spools WHERE spool_id = $1",
-    &[pg_sys::UUIDOID],
-);
+thread_local! {
+    static LOG: Table = const {
+        Table::new(
+            c"audit_log",
+            &[
+                c"id", c"at", c"spool_id", c"position", c"system_id", c"timeline", c"node", c"session_role", c"role",
+                c"token", c"client", c"client_addr", c"action", c"function", c"subject", c"version", c"outcome",
+                c"sqlstate", c"detail", c"occurrences", c"resolves",
+            ],
+            &[Index { name: c"audit_log_pkey", columns: &[log::ID] }],
+        )
+    };
+    static SPOOLS: Table = const {
+        Table::new(
+            c"audit_spools",
+            &[c"spool_id", c"position", c"records", c"updated_at"],
+            &[Index { name: c"audit_spools_pkey", columns: &[spool::ID] }],
+        )
+    };
+    static PENDING: Table = const {
+        Table::new(
+            c"audit_pending",
+            &[c"id", c"xid"],
+            &[Index { name: c"audit_pending_pkey", columns: &[pending::ID] }],
+        )
+    };
+}
+
+/// Columns of [`LOG`].
+mod log {
+    pub const ID: i16 = 1;
+    pub const AT: i16 = 2;
+    pub const SPOOL_ID: i16 = 3;
+    pub const POSITION: i16 = 4;
+    pub const SYSTEM_ID: i16 = 5;
+    pub const TIMELINE: i16 = 6;
+    pub const NODE: i16 = 7;
+    pub const SESSION_ROLE: i16 = 8;
+    pub const ROLE: i16 = 9;
+    pub const TOKEN: i16 = 10;
+    pub const CLIENT: i16 = 11;
+    pub const CLIENT_ADDR: i16 = 12;
+    pub const ACTION: i16 = 13;
+    pub const FUNCTION: i16 = 14;
+    pub const SUBJECT: i16 = 15;
+    pub const VERSION: i16 = 16;
+    pub const OUTCOME: i16 = 17;
+    pub const SQLSTATE: i16 = 18;
+    pub const DETAIL: i16 = 19;
+    pub const OCCURRENCES: i16 = 20;
+    pub const RESOLVES: i16 = 21;
+}
+/// Columns of [`SPOOLS`].
+mod spool {
+    pub const ID: i16 = 1;
+    pub const POSITION: i16 = 2;
+    pub const RECORDS: i16 = 3;
+    pub const UPDATED_AT: i16 = 4;
+}
+/// Columns of [`PENDING`].
+mod pending {
+    pub const ID: i16 = 1;
+    pub const XID: i16 = 2;
+}
 
 /// How far a spool has been taken.
 pub fn taken(spool: Id) -> Result<Taken> {
-    taken_in(&Spi::connect()?, spool)
+    SPOOLS.with(|table| {
+        table.point(0, &[Key::Uuid(spool)], None, |row| {
+            Ok(row.map_or_else(Taken::default, |row| Taken {
+                position: row.bigint(self::spool::POSITION).unwrap_or(0),
+                records: row.bigint(self::spool::RECORDS).unwrap_or(0),
+            }))
+        })
+    })
 }
-
-fn taken_in(spi: &Spi, spool: Id) -> Result<Taken> {
-    let rows = spi.run(&TAKEN, &[Bind::Uuid(spool)])?;
-    Ok(rows.first().map_or_else(Taken::default, |row| Taken {
-        position: row.bigint(1).unwrap_or(0),
-        records: row.bigint(2).unwrap_or(0),
-    }))
-}
-
-static LOCK: Statement = Statement::on_log(c"LOCK TABLE vault.audit_spools IN SHARE ROW EXCLUSIVE MODE", &[]);
-static LAST: Statement = Statement::query(c"SELECT max(id) FROM vault.audit_log", &[]);
 
 /// The one writer of the log, for the length of a transaction.
 pub struct Writer {
-    spi: Spi,
+    write: Write,
     spool: Id,
     last: i64,
-    rows: Rows,
+    rows: Vec<Row>,
+    texts: [Repeated; 7],
+    system: Option<(u64, Datum)>,
     /// Ids and transactions of the rows whose outcome is not known yet.
     pending: Vec<(i64, u64)>,
 }
 
-const COLUMNS: [&CStr; 20] = [
-    c"id",
-    c"at",
-    c"spool_id",
-    c"position",
-    c"system_id",
-    c"timeline",
-    c"node",
-    c"session_role",
-    c"role",
-    c"token",
-    c"client",
-    c"client_addr",
-    c"action",
-    c"function",
-    c"subject",
-    c"version",
-    c"outcome",
-    c"sqlstate",
-    c"detail",
-    c"occurrences",
-];
-static ADVANCE: Statement = Statement::on_log(
-    c"INSERT INTO vault.audit_spools (spool_id, position, records, updated_at) VALUES ($1, $2, $3, $4)
-      ON CONFLICT (spool_id) DO UPDATE SET position = excluded.position, records = excluded.records,
-        updated_at = excluded.updated_at",
-    &[pg_sys::UUIDOID, pg_sys::INT8OID, pg_sys::INT8OID, TIMESTAMPTZ],
-);
-static AWAIT: Statement = Statement::on_log(
-    c"INSERT INTO vault.audit_pending (id, xid) VALUES ($1, $2)",
-    &[pg_sys::INT8OID, pg_sys::TEXTOID],
-);
+type Row = [Assignment; 20];
+
+/// The text that a column had in the row before, and its datum.
+#[derive(Default)]
+struct Repeated(Option<(String, Datum)>);
+
+impl Repeated {
+    fn datum(&mut self, text: &str) -> Option<Datum> {
+        match &self.0 {
+            Some((known, datum)) if known == text => Some(*datum),
+            _ => {
+                let datum = datum::varlena(text.as_bytes());
+                self.0 = Some((text.to_owned(), datum));
+                Some(datum)
+            }
+        }
+    }
+}
 
 impl Writer {
     pub fn begin(spool: Id) -> Result<Self> {
-        let spi = Spi::connect()?;
-        let last = locked(&spi)?;
-        Ok(Self { spi, spool, last, rows: Rows::new(COLUMNS.len() as i16), pending: Vec::new() })
+        let write = Write::begin();
+        let last = locked(&write)?;
+        let texts = std::array::from_fn(|_| Repeated::default());
+        Ok(Self { write, spool, last, rows: Vec::new(), texts, system: None, pending: Vec::new() })
     }
 
     /// As the table has it, under the lock.
     pub fn taken(&self) -> Result<Taken> {
-        taken_in(&self.spi, self.spool)
+        taken(self.spool)
     }
 
     /// Adds the row of a record, whose outcome is known better by now. It is in the table after [`Writer::finish`].
     pub fn add(&mut self, spool: &Spool, position: i64, record: &Record<'_>, outcome: Outcome) {
         self.last += 1;
-        let (id, spool_id) = (self.last, self.spool.0);
+        let id = self.last;
         if outcome == Outcome::Pending {
             self.pending.push((id, record.xid));
         }
@@ -110,56 +153,74 @@ impl Writer {
                 (internal.as_str(), None)
             }
         };
-        // As COLUMNS has them.
-        self.rows.row(|row| {
-            row.bigint(id);
-            row.bigint(record.at);
-            row.uuid(spool_id);
-            row.bigint(position);
-            row.numeric(spool.system_id);
-            row.bigint(i64::from(record.timeline));
-            row.text(record.node);
-            row.text(record.session_role);
-            row.text(record.role);
-            row.opt_text(record.token);
-            row.text(client);
-            row.inet(address);
-            row.text(record.action);
-            row.text(record.function);
-            row.opt_text(record.subject);
-            row.int(record.version);
-            row.text(outcome.as_str());
+        let system_id = match self.system {
+            Some((known, datum)) if known == spool.system_id => datum,
+            _ => {
+                let datum = datum::numeric_from(spool.system_id);
+                self.system = Some((spool.system_id, datum));
+                datum
+            }
+        };
+        let number = |value: i64| Some(Datum::from(value));
+        let text = |text: &str| datum::varlena(text.as_bytes());
+        let [node, session_role, role, by_client, action, function, by_outcome] = &mut self.texts;
+        self.rows.push([
+            (log::ID, number(id)),
+            (log::AT, number(record.at)),
+            (log::SPOOL_ID, Some(datum::uuid(spool.id))),
+            (log::POSITION, number(position)),
+            (log::SYSTEM_ID, Some(system_id)),
+            (log::TIMELINE, number(i64::from(record.timeline))),
+            (log::NODE, node.datum(record.node)),
+            (log::SESSION_ROLE, session_role.datum(record.session_role)),
+            (log::ROLE, role.datum(record.role)),
+            (log::TOKEN, record.token.map(text)),
+            (log::CLIENT, by_client.datum(client)),
+            (log::CLIENT_ADDR, address.map(datum::inet_from)),
+            (log::ACTION, action.datum(record.action)),
+            (log::FUNCTION, function.datum(record.function)),
+            (log::SUBJECT, record.subject.map(text)),
+            (log::VERSION, record.version.map(Datum::from)),
+            (log::OUTCOME, by_outcome.datum(outcome.as_str())),
             // Decoded from ASCII.
-            row.opt_text(record.sqlstate.as_ref().and_then(|state| std::str::from_utf8(state).ok()));
-            row.opt_text(record.detail);
-            row.bigint(i64::from(record.occurrences.max(1)));
-        });
+            (log::SQLSTATE, record.sqlstate.as_ref().map(|state| datum::varlena(state))),
+            (log::DETAIL, record.detail.map(text)),
+            (log::OCCURRENCES, number(i64::from(record.occurrences.max(1)))),
+        ]);
     }
 
     /// Writes what was added, and that the spool has been taken that far.
     pub fn finish(self, taken: Taken) -> Result<()> {
-        let rows = self.rows.count();
-        if rows > 0 {
-            let copied = with_scratch(|| copy::binary(c"audit_log", &COLUMNS, &self.rows.finish()))?;
-            if copied != rows {
-                // A trigger of somebody's that leaves rows out: the position must not go past them.
-                return Err(VaultError::internal(format!("the audit log took {copied} of {rows} rows")));
+        let (write, rows) = (&self.write, &self.rows);
+        if !rows.is_empty() {
+            LOG.with(|table| {
+                table.insert_all(write, rows.len(), |place, row| row.extend_from_slice(&rows[place]))
+            })?;
+        }
+        PENDING.with(|table| {
+            table.insert_all(write, self.pending.len(), |place, row| {
+                let (id, xid) = self.pending[place];
+                row.push((pending::ID, Some(Datum::from(id))));
+                row.push((pending::XID, Some(datum::varlena(xid.to_string().as_bytes()))));
+            })
+        })?;
+        let progress = [
+            (spool::POSITION, Some(Datum::from(taken.position))),
+            (spool::RECORDS, Some(Datum::from(taken.records))),
+            (spool::UPDATED_AT, Some(Datum::from(crate::pg::clock()))),
+        ];
+        SPOOLS.with(|table| {
+            let key = equal([Key::Uuid(self.spool)]);
+            let known = table.find(0, &key, Direction::Forward, |row| table.take(write, row).map(Some))?;
+            match known {
+                Some(row) => table.update(write, &row, &progress).map(drop),
+                None => {
+                    let mut row = vec![(spool::ID, Some(datum::uuid(self.spool)))];
+                    row.extend(progress);
+                    table.insert(write, &row).map(drop)
+                }
             }
-        }
-        for (id, xid) in self.pending {
-            self.spi.run(&AWAIT, &[Bind::Raw(Some(Datum::from(id))), Bind::Text(&xid.to_string())])?;
-        }
-        self.spi
-            .run(
-                &ADVANCE,
-                &[
-                    Bind::Uuid(self.spool),
-                    Bind::Raw(Some(Datum::from(taken.position))),
-                    Bind::Raw(Some(Datum::from(taken.records))),
-                    Bind::Raw(Some(datum_now())),
-                ],
-            )
-            .map(drop)
+        })
     }
 }
 
@@ -167,12 +228,9 @@ impl Writer {
 ///
 /// Ids grow by one, and begin at the clock: seconds since 1970, times 2^20. A log that is restored into a database whose
 /// relay has written rows already then neither collides with them nor comes after them.
-fn locked(spi: &Spi) -> Result<i64> {
-    // Plans are kept, and one made while the log was empty must not read the hundred million rows it has later.
-    spi.prefer_index_order();
-    spi.run(&LOCK, &[])?;
-    let rows = spi.run(&LAST, &[])?;
-    let last = rows.first().and_then(|row| row.bigint(1));
+fn locked(write: &Write) -> Result<i64> {
+    SPOOLS.with(|table| table.lock_alone(write))?;
+    let last = LOG.with(|table| table.find(0, &[], Direction::Backward, |row| Ok(row.bigint(log::ID))))?;
     Ok(last.unwrap_or_else(|| (crate::pg::unix_now() as i64) << 20))
 }
 
@@ -184,15 +242,6 @@ pub struct Pending {
     pub xid: u64,
 }
 
-// OFFSET 0 keeps this a look by key for each: merged or hashed, the log would be read from its beginning.
-static PENDING: Statement = Statement::query(
-    c"SELECT p.id, l.system_id, l.timeline, p.xid
-        FROM vault.audit_pending p,
-             LATERAL (SELECT system_id::text, timeline FROM vault.audit_log WHERE id = p.id OFFSET 0) l
-       WHERE p.id > $1 ORDER BY p.id LIMIT $2",
-    &[pg_sys::INT8OID, pg_sys::INT4OID],
-);
-
 /// Some of the pending rows, in their order.
 pub struct Page {
     pub rows: Vec<Pending>,
@@ -201,57 +250,87 @@ pub struct Page {
 }
 
 /// Pending rows behind one, at most so many.
-pub fn pending(after: i64, most: i32) -> Result<Page> {
-    let spi = Spi::connect()?;
-    spi.prefer_index_order();
-    let rows = spi.run(&PENDING, &[Bind::Raw(Some(Datum::from(after))), Bind::Int(most)])?;
-    let pending = rows.iter().map(|row| {
-        Some(Pending {
-            id: row.bigint(1)?,
-            system_id: row.text(2)?.parse().ok()?,
-            timeline: u32::try_from(row.bigint(3)?).ok()?,
-            xid: row.text(4)?.parse().ok()?,
+pub fn pending(after: i64, most: usize) -> Result<Page> {
+    let mut found: Vec<(i64, Option<u64>)> = Vec::new();
+    let behind = [Bound { column: 0, op: Op::Gt, key: Key::Long(after) }];
+    PENDING.with(|table| {
+        table.scan(0, &behind, Direction::Forward, |row| {
+            if let Some(id) = row.bigint(self::pending::ID) {
+                found.push((id, row.text(self::pending::XID).and_then(|xid| xid.parse().ok())));
+            }
+            Ok(found.len() < most)
         })
-    });
-    let next = rows.iter().nth(most as usize - 1).and_then(|row| row.bigint(1));
-    Ok(Page { next, rows: pending.flatten().collect() })
+    })?;
+    let next = found.last().filter(|_| found.len() == most).map(|(id, _)| *id);
+    let mut rows = Vec::with_capacity(found.len());
+    for (id, xid) in found {
+        let written = LOG.with(|table| {
+            table.point(0, &[Key::Long(id)], None, |row| {
+                Ok(row.and_then(|row| {
+                    let system_id = row.numeric(log::SYSTEM_ID)?.parse().ok()?;
+                    Some((system_id, u32::try_from(row.bigint(log::TIMELINE)?).ok()?))
+                }))
+            })
+        })?;
+        if let (Some((system_id, timeline)), Some(xid)) = (written, xid) {
+            rows.push(Pending { id, system_id, timeline, xid });
+        }
+    }
+    Ok(Page { rows, next })
 }
-
-static RESOLVE: Statement = Statement::on_log(
-    c"INSERT INTO vault.audit_log (id, at, spool_id, position, system_id, timeline, node, session_role, role, token, client,
-        client_addr, action, function, subject, version, outcome, detail, occurrences, resolves)
-      SELECT $1, $2, spool_id, position, system_id, timeline, node, session_role, role, token, client, client_addr, action,
-        function, subject, version, $4, detail, occurrences, id FROM vault.audit_log WHERE id = $3",
-    &[pg_sys::INT8OID, TIMESTAMPTZ, pg_sys::INT8OID, pg_sys::TEXTOID],
-);
-static FORGET: Statement =
-    Statement::on_log(c"DELETE FROM vault.audit_pending WHERE id = $1", &[pg_sys::INT8OID]);
 
 /// Adds a row for each pending one whose outcome is known.
 pub fn resolve(resolved: &[(i64, Outcome)]) -> Result<()> {
     if resolved.is_empty() {
         return Ok(());
     }
-    let spi = Spi::connect()?;
-    let mut last = locked(&spi)?;
-    let now = datum_now();
+    let write = Write::begin();
+    let mut last = locked(&write)?;
+    let now = crate::pg::clock();
     for (id, outcome) in resolved {
-        last += 1;
-        let id = Datum::from(*id);
-        spi.run(
-            &RESOLVE,
-            &[
-                Bind::Raw(Some(Datum::from(last))),
-                Bind::Raw(Some(now)),
-                Bind::Raw(Some(id)),
-                Bind::Text(outcome.as_str()),
-            ],
-        )?;
-        spi.run(&FORGET, &[Bind::Raw(Some(id))])?;
+        let pending = LOG.with(|table| {
+            table.find(0, &equal([Key::Long(*id)]), Direction::Forward, |row| {
+                table.take(&write, row).map(Some)
+            })
+        })?;
+        if let Some(pending) = pending {
+            last += 1;
+            let row = resolving(&pending.row()?, last, now, *outcome);
+            LOG.with(|table| table.insert(&write, &row))?;
+        }
+        PENDING.with(|table| {
+            let key = equal([Key::Long(*id)]);
+            let row = table.find(0, &key, Direction::Forward, |row| table.take(&write, row).map(Some))?;
+            row.map_or(Ok(()), |row| table.delete(&write, &row))
+        })?;
     }
     Ok(())
 }
 
-fn datum_now() -> Datum {
-    Datum::from(crate::pg::clock())
+/// The row that tells what became of a pending one.
+fn resolving(row: &Tuple<'_>, id: i64, now: i64, outcome: Outcome) -> Vec<Assignment> {
+    let number = |column| (column, row.bigint(column).map(Datum::from));
+    let as_stored = |column| (column, row.pointer(column));
+    vec![
+        (log::ID, Some(Datum::from(id))),
+        (log::AT, Some(Datum::from(now))),
+        (log::SPOOL_ID, row.uuid(log::SPOOL_ID).map(datum::uuid)),
+        number(log::POSITION),
+        as_stored(log::SYSTEM_ID),
+        number(log::TIMELINE),
+        as_stored(log::NODE),
+        as_stored(log::SESSION_ROLE),
+        as_stored(log::ROLE),
+        as_stored(log::TOKEN),
+        as_stored(log::CLIENT),
+        as_stored(log::CLIENT_ADDR),
+        as_stored(log::ACTION),
+        as_stored(log::FUNCTION),
+        as_stored(log::SUBJECT),
+        (log::VERSION, row.int(log::VERSION).map(Datum::from)),
+        (log::OUTCOME, Some(datum::varlena(outcome.as_str().as_bytes()))),
+        as_stored(log::DETAIL),
+        number(log::OCCURRENCES),
+        (log::RESOLVES, row.bigint(log::ID).map(Datum::from)),
+    ]
 }

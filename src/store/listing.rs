@@ -1,52 +1,22 @@
 //! Lists and counts of secrets: what may be known without opening any.
 //!
 //! Client backends, main thread, primary or standby. The trap it avoids: a page that is found by walking over all the
-//! pages before it. Both ends of the range are plain parameters, so that even a plan made for no values in particular
-//! descends the index to the first name of the page.
+//! pages before it; the scan begins at the first name of the page, and ends at the end of its range.
 
 use hyperion_vault_core::policy::Reach;
-use hyperion_vault_core::secret::Pattern;
-use pgrx::pg_sys::{self, Datum};
+use hyperion_vault_core::secret::{Pattern, Presence};
+use pgrx::pg_sys::Datum;
 
-use super::sql::{info, live, sql, unexpired};
+use super::info;
+use super::schedule;
+use super::secrets::{BY_NAME, SECRETS, column, is_automatic, presence, unreadable};
 use crate::error::Result;
-use crate::pg::spi::{Bind, Spi, Statement};
+use crate::pg::memory::with_scratch;
+use crate::pg::scan::{Bound, Direction, Key, Op};
+use crate::pg::tuple::Tuple;
 
-/// The rows of one statement: what it returns is in memory at once, and a secret's properties take up to 70 kB.
-const CHUNK: i32 = 500;
-/// A page of one name is not looked for name by name.
-const MIN_CHUNK: i32 = 20;
 /// Sorts before every character a name may have, so that `x` followed by it is the place right after the name `x`.
 const JUST_AFTER: char = '\u{1}';
-
-/// `$1` first name of the page, `$2` pattern, `$3` rows, `$4` end of the range.
-macro_rules! page {
-    ($condition:expr, $end:expr) => {
-        sql!(
-            "SELECT ",
-            info!(),
-            ", s.name FROM vault.secrets s WHERE s.name >= $1 AND s.name LIKE $2 AND ",
-            $condition,
-            $end,
-            " ORDER BY s.name LIMIT $3"
-        )
-    };
-}
-
-const TYPES: [pg_sys::Oid; 4] = [pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::INT4OID, pg_sys::TEXTOID];
-const RANGE_TYPES: &[pg_sys::Oid] = &TYPES;
-const OPEN_TYPES: &[pg_sys::Oid] = TYPES.split_at(3).0;
-
-static LIVE_RANGE: Statement = Statement::query(page!(live!(), " AND s.name < $4"), RANGE_TYPES);
-static LIVE_OPEN: Statement = Statement::query(page!(live!(), ""), OPEN_TYPES);
-
-macro_rules! buried {
-    () => {
-        concat!("s.recover_until > clock_timestamp() AND ", unexpired!())
-    };
-}
-static BURIED_RANGE: Statement = Statement::query(page!(buried!(), " AND s.name < $4"), RANGE_TYPES);
-static BURIED_OPEN: Statement = Statement::query(page!(buried!(), ""), OPEN_TYPES);
 
 /// What `vault.list_secrets` is asked for.
 pub struct Page<'a> {
@@ -60,14 +30,13 @@ pub struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// Infos of the secrets whose names match and are `listed`, in byte order of the name.
+    /// Infos of the secrets whose names match and are `listed`, in byte order of the name. What `each` is given is gone
+    /// when it returns.
     pub fn list(
         &self,
-        spi: &Spi,
         listed: impl Fn(&str) -> bool,
         mut each: impl FnMut(Datum) -> Result<()>,
     ) -> Result<()> {
-        spi.prefer_index_order();
         let everywhere = [(String::new(), None)];
         let ranges = match self.reach {
             Reach::Everywhere => &everywhere[..],
@@ -75,27 +44,23 @@ impl Page<'_> {
         };
         let mut left = self.max_rows;
         for (start, end) in ranges {
-            left = self.list_range(spi, (start, end.as_deref()), left, &listed, &mut each)?;
             if left == 0 {
                 break;
             }
+            self.list_range((start, end.as_deref()), &mut left, &listed, &mut each)?;
         }
         Ok(())
     }
 
-    /// The same within a range of names; returns how many rows are left to be found.
+    /// The same within a range of names; counts down how many rows are left to be found.
     fn list_range(
         &self,
-        spi: &Spi,
         (from, to): (&str, Option<&str>),
-        mut left: i32,
+        left: &mut i32,
         listed: &impl Fn(&str) -> bool,
         each: &mut impl FnMut(Datum) -> Result<()>,
-    ) -> Result<i32> {
+    ) -> Result<()> {
         let pattern = self.pattern;
-        let (range, open) =
-            if self.deleted { (&BURIED_RANGE, &BURIED_OPEN) } else { (&LIVE_RANGE, &LIVE_OPEN) };
-        let like = pattern.to_like();
         let mut end = if pattern.is_exact() {
             Some(format!("{}{JUST_AFTER}", pattern.as_str()))
         } else {
@@ -110,63 +75,72 @@ impl Page<'_> {
         if let Some(after) = self.after {
             start = start.max(format!("{after}{JUST_AFTER}"));
         }
-        while left > 0 && end.as_ref().is_none_or(|end| start < *end) {
-            // Not all that match need be listed: a few more at once than are asked for.
-            let wanted = left.clamp(MIN_CHUNK, CHUNK);
-            let mut binds = vec![Bind::Text(&start), Bind::Text(&like), Bind::Int(wanted)];
-            let statement = match &end {
-                Some(end) => {
-                    binds.push(Bind::Text(end));
-                    range
-                }
-                None => open,
-            };
-            let rows = spi.run(statement, &binds)?;
-            let mut last = None;
-            for row in rows.iter() {
-                last = row.text(2).map(str::to_owned);
-                if let (Some(info), Some(name)) = (row.raw(1), &last)
-                    && left > 0
-                    && listed(name)
-                {
-                    each(info)?;
-                    left -= 1;
-                }
+        let mut bounds = vec![Bound { column: 0, op: Op::Ge, key: Key::Text(&start) }];
+        if let Some(end) = &end {
+            if start >= *end {
+                return Ok(());
             }
-            match last {
-                Some(last) if rows.len() == wanted as usize => start = format!("{last}{JUST_AFTER}"),
-                _ => break,
-            }
+            bounds.push(Bound { column: 0, op: Op::Lt, key: Key::Text(end) });
         }
-        Ok(left)
+        SECRETS.with(|table| {
+            table.scan(BY_NAME, &bounds, Direction::Forward, |row| {
+                pgrx::check_for_interrupts!();
+                let name = row.text(column::NAME).ok_or_else(unreadable)?;
+                if self.is_wanted(row) && pattern.matches(name) && listed(name) {
+                    with_scratch(|| each(info::of(row)?))?;
+                    *left -= 1;
+                }
+                Ok(*left > 0)
+            })
+        })
+    }
+
+    fn is_wanted(&self, row: &Tuple<'_>) -> bool {
+        match presence_of(row) {
+            Presence::Live => !self.deleted,
+            Presence::Deleted { .. } => self.deleted,
+            Presence::Gone => false,
+        }
     }
 }
 
-static COUNT: Statement = Statement::query(
-    sql!(
-        "SELECT count(*) FILTER (WHERE ",
-        live!(),
-        "), count(*) FILTER (WHERE s.kind = 'automatic' AND ",
-        live!(),
-        "), count(*) FILTER (WHERE ",
-        buried!(),
-        ") FROM vault.secrets s"
-    ),
-    &[],
-);
+fn presence_of(row: &Tuple<'_>) -> Presence {
+    presence(row.timestamp(column::EXPIRES_AT), row.timestamp(column::RECOVER_UNTIL))
+}
 
 /// How many secrets there are.
+#[derive(Default)]
 pub struct Counts {
     pub live: i64,
     /// Of the live ones.
     pub automatic: i64,
     /// Deleted and restorable.
     pub deleted: i64,
+    /// Automatic, live and due.
+    pub due: i64,
+    /// Automatic and live; scheduled rotation has failed.
+    pub failing: i64,
 }
 
-pub fn count(spi: &Spi) -> Result<Counts> {
-    let rows = spi.run(&COUNT, &[])?;
-    let row = rows.first();
-    let column = |number| row.as_ref().and_then(|row| row.bigint(number)).unwrap_or(0);
-    Ok(Counts { live: column(1), automatic: column(2), deleted: column(3) })
+pub fn count() -> Result<Counts> {
+    let mut counts = Counts::default();
+    let now = crate::pg::clock();
+    SECRETS.with(|table| {
+        table.all(None, |row| {
+            pgrx::check_for_interrupts!();
+            match presence_of(row) {
+                Presence::Live => {
+                    let (due, failing) = schedule::counted(row, now);
+                    counts.live += 1;
+                    counts.automatic += i64::from(is_automatic(row));
+                    counts.due += i64::from(due);
+                    counts.failing += i64::from(failing);
+                }
+                Presence::Deleted { .. } => counts.deleted += 1,
+                Presence::Gone => {}
+            }
+            Ok(true)
+        })
+    })?;
+    Ok(counts)
 }

@@ -6,18 +6,31 @@
 use std::cell::Cell;
 
 use hyperion_vault_core::envelope::Id;
-use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
 
+use super::secrets::SECRETS;
+use super::versions::VERSIONS;
 use crate::error::{Kind, Result, VaultError};
-use crate::pg::scan::{self, IndexedTable};
-use crate::pg::spi::{Bind, Spi, Statement};
-use crate::pg::triggers::Family;
+use crate::pg::datum;
+use crate::pg::heap::{Wait, Write};
+use crate::pg::scan::{self, Index, Key, Table};
 
 thread_local! {
-    static META: IndexedTable = const { IndexedTable::new(c"vault_meta", c"vault_meta_pkey", &[]) };
+    static META: Table = const {
+        Table::new(
+            c"vault_meta",
+            &[c"singleton", c"vault_id", c"created_at"],
+            &[Index { name: c"vault_meta_pkey", columns: &[SINGLETON] }],
+        )
+    };
 }
 
+/// Columns of [`META`].
+const SINGLETON: i16 = 1;
 const VAULT_ID: i16 = 2;
+const CREATED_AT: i16 = 3;
+/// The key of the only row.
+const ONLY: [Key<'static>; 1] = [Key::Bool(true)];
 
 thread_local! {
     /// The id, and the generation of the relation cache in which it was read. Any change to the table ends that
@@ -42,57 +55,60 @@ pub fn remembered_vault_id() -> Result<Option<Id>> {
 
 /// The vault's id as of now, None while nothing has been sealed.
 pub fn vault_id() -> Result<Option<Id>> {
-    let mut id = None;
-    META.with(|meta| {
-        meta.each(&[], |row| {
-            id = row.uuid(VAULT_ID);
-            Ok(false)
-        })
-    })?;
-    Ok(id)
+    META.with(|meta| meta.point(0, &ONLY, None, |row| Ok(row.and_then(|row| row.uuid(VAULT_ID)))))
 }
-
-static ESTABLISH: Statement = Statement::new(
-    c"INSERT INTO vault.vault_meta (vault_id, created_at)
-      SELECT $1, clock_timestamp() WHERE NOT EXISTS (SELECT FROM vault.secrets) ON CONFLICT DO NOTHING",
-    &[pg_sys::UUIDOID],
-);
 
 /// Makes `candidate` the vault's id unless it has one, and returns the id it has. May wait for another session's
 /// first seal to commit or roll back. Refuses if there are secrets: they were sealed under an id that is lost or not
 /// restored yet, and with another in its place they could not be read even when it is found.
-pub fn establish(spi: &Spi, candidate: Id) -> Result<Id> {
+pub fn establish(write: &Write, candidate: Id) -> Result<Id> {
     // Before the id is read: from here on to the end of this transaction no import can put another in its place.
-    spi.begin_writing(Family::Secrets)?;
+    SECRETS.with(|secrets| secrets.lock_for_writing(write))?;
     if let Some(id) = vault_id()? {
         return Ok(id);
     }
-    spi.run(&ESTABLISH, &[Bind::Uuid(candidate)])?;
+    if !SECRETS.with(|secrets| secrets.is_empty())? {
+        return Err(lost());
+    }
+    META.with(|meta| {
+        let made = meta.insert_unless_present(
+            write,
+            0,
+            &ONLY,
+            &[
+                (SINGLETON, Some(Datum::from(true))),
+                (VAULT_ID, Some(datum::uuid(candidate))),
+                (CREATED_AT, Some(Datum::from(crate::pg::clock()))),
+            ],
+        )?;
+        if made.is_some() { meta.announce_change(write) } else { Ok(()) }
+    })?;
     vault_id()?.ok_or_else(lost)
 }
-
-/// Waits until nobody is writing, and keeps others from it until the end of the transaction.
-static ALONE: Statement = Statement::new(c"LOCK TABLE vault.secrets IN SHARE ROW EXCLUSIVE MODE", &[]);
-static REPLACE: Statement = Statement::new(
-    c"UPDATE vault.vault_meta SET vault_id = $1
-       WHERE NOT EXISTS (SELECT FROM vault.secrets) AND NOT EXISTS (SELECT FROM vault.secret_versions)",
-    &[pg_sys::UUIDOID],
-);
 
 /// Makes `vault` the vault's id if it has none, or has one under which nothing is sealed any more. Returns the id that
 /// it has instead if it cannot be.
 ///
 /// Whatever else is ever bound to the vault's id must be asked for here.
-pub fn adopt(spi: &Spi, vault: Id) -> Result<Option<Id>> {
+pub fn adopt(write: &Write, vault: Id) -> Result<Option<Id>> {
     let Some(mut id) = vault_id()? else {
-        let id = establish(spi, vault)?;
+        let id = establish(write, vault)?;
         return Ok((id != vault).then_some(id));
     };
     if id != vault {
         // Sessions that are sealing under the former id hold a lock this waits for; those that come later read the
         // new one (`establish`).
-        spi.run(&ALONE, &[])?;
-        spi.run(&REPLACE, &[Bind::Uuid(vault)])?;
+        SECRETS.with(|secrets| secrets.lock_alone(write))?;
+        let unused = SECRETS.with(|table| table.is_empty())? && VERSIONS.with(|table| table.is_empty())?;
+        if unused {
+            META.with(|meta| {
+                if let Some(row) = meta.lock(write, 0, &ONLY, Wait::Block)? {
+                    meta.update(write, &row, &[(VAULT_ID, Some(datum::uuid(vault)))])?;
+                    meta.announce_change(write)?;
+                }
+                Ok::<(), VaultError>(())
+            })?;
+        }
         id = vault_id()?.ok_or_else(lost)?;
     }
     Ok((id != vault).then_some(id))

@@ -7,29 +7,12 @@ use hyperion_vault_core::IpNet;
 use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::secret::Presence;
 
-use super::secrets::{presence, unreadable};
+use super::secrets::{BY_NAME, SECRETS, column, presence, unreadable};
 use crate::area;
 use crate::error::Result;
-use crate::pg::pages;
-use crate::pg::scan::{IndexedTable, Key};
+use crate::pg::memory::with_scratch;
+use crate::pg::scan::{Bound, Direction, Key, Op};
 use crate::pg::tuple::Tuple;
-
-thread_local! {
-    static BY_NAME: IndexedTable =
-        const { IndexedTable::new(c"secrets", c"secrets_name_key", &[column::NAME]) };
-}
-
-/// Column numbers of sql/20_schema.sql.
-mod column {
-    pub const ID: i16 = 1;
-    pub const NAME: i16 = 4;
-    pub const DESCRIPTION: i16 = 11;
-    pub const ALLOWED_IPS: i16 = 17;
-    pub const CREATED_AT: i16 = 19;
-    pub const UPDATED_AT: i16 = 20;
-    pub const EXPIRES_AT: i16 = 22;
-    pub const RECOVER_UNTIL: i16 = 23;
-}
 
 /// A secret without its value. Whether a caller may see it is not decided here.
 pub struct Readable {
@@ -70,15 +53,25 @@ impl Readable {
 /// The row of that name as of now, be its secret live or not.
 pub fn named(name: &str) -> Result<Option<Readable>> {
     let places = area::get().ok().map(|area| area.places());
-    BY_NAME.with(|table| table.point(&[Key::Text(name)], places, |row| row.map(Readable::read).transpose()))
+    SECRETS.with(|table| {
+        table.point(BY_NAME, &[Key::Text(name)], places, |row| row.map(Readable::read).transpose())
+    })
 }
 
 /// At most `rows` rows whose names are from `start` to before `end`, in byte order.
 pub fn page(start: &str, end: Option<&str>, rows: usize) -> Result<Vec<Readable>> {
+    crate::pg::check_for_interrupts();
     let mut page = Vec::new();
-    pages::each(c"secrets", c"secrets_name_key", column::NAME, (start, end), rows, |row| {
-        page.push(Readable::read(row)?);
-        Ok(())
+    let mut bounds = vec![Bound { column: 0, op: Op::Ge, key: Key::Text(start) }];
+    bounds.extend(end.map(|end| Bound { column: 0, op: Op::Lt, key: Key::Text(end) }));
+    // What the scan allocates, and copies of what was compressed, go with the page: a caller may ask for many of them.
+    with_scratch(|| {
+        SECRETS.with(|table| {
+            table.scan(BY_NAME, &bounds, Direction::Forward, |row| {
+                page.push(Readable::read(row)?);
+                Ok(page.len() < rows)
+            })
+        })
     })?;
     Ok(page)
 }

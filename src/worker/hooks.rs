@@ -13,7 +13,6 @@ use super::{rotation, session};
 use crate::area;
 use crate::config;
 use crate::error::Result;
-use crate::pg::spi::Spi;
 use crate::pg::{clock, datum, identity, transaction};
 use crate::store::schedule::{self, Lane};
 
@@ -56,5 +55,5 @@ pub fn call() -> Result<()> {
 }
 
 fn are_due() -> Result<bool> {
-    transaction::run(|| schedule::hooks_are_due(&Spi::connect()?, clock()))
+    transaction::run(|| schedule::hooks_are_due(clock()))
 }

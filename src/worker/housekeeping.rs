@@ -5,22 +5,20 @@
 //! cached keys go. No key service is asked. The trap it avoids: destroying what somebody has just restored or extended;
 //! each row is judged again under its lock.
 
-use std::collections::BTreeSet;
-
 use hyperion_vault_core::secret::Presence;
 
 use crate::api::{keys, lifecycle};
 use crate::audit;
 use crate::config;
 use crate::error::{Result, VaultError};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::pg::transaction::{self, Failure};
 use crate::pg::{clock, worker};
-use crate::store::schedule::{self, Dated, Place, START};
-use crate::store::secrets;
+use crate::store::schedule::{self, Dated, LockedAny, Place, START};
+use crate::store::{DateKind, versions};
 
 /// Rows of one transaction: each is a few short statements, so that no lock is held for long.
-const BATCH: i32 = 64;
+const BATCH: usize = 64;
 /// Transactions of one pass, after which rotations have their turn.
 const TRANSACTIONS: usize = 32;
 
@@ -41,7 +39,7 @@ struct Batch {
 
 impl Batch {
     fn whole(last: Option<&Dated>, found: usize) -> Self {
-        Self { next: last.filter(|_| found == BATCH as usize).map(|dated| dated.at), outage: None }
+        Self { next: last.filter(|_| found == BATCH).map(|dated| dated.at), outage: None }
     }
 }
 
@@ -71,25 +69,19 @@ static EXPIRE: audit::Operation =
     audit::Operation { function: "maintenance", action: "expire", kind: audit::Kind::Write };
 
 fn destroy_gone(now: i64, after: Place) -> Result<Batch> {
-    let found = schedule::gone(&Spi::connect()?, now, after, BATCH)?;
-    for (name, dated) in &found {
-        // The row is ours then, by its name too, since that is what the rest works with.
-        let locked = {
-            let spi = Spi::connect()?;
-            match schedule::lock(&spi, dated.secret)? {
-                Some(_) => secrets::lock_any(&spi, name)?,
-                None => None,
-            }
+    let found = schedule::gone(now, after, BATCH)?;
+    for dated in &found {
+        let write = Write::begin();
+        let Some(LockedAny { name, secret }) = schedule::lock(&write, dated.secret)? else {
+            schedule::forget(&write, DateKind::End, dated.secret)?;
+            continue;
         };
-        if let Some(locked) = locked
-            && locked.id == dated.secret
-            && locked.presence == Presence::Gone
-        {
+        if secret.presence == Presence::Gone {
             let outage = each_for_itself(|| {
                 audit::run(&DELETE, || {
-                    audit::subject(name);
-                    audit::version(locked.version);
-                    lifecycle::destroy(&Spi::connect()?, &locked)
+                    audit::subject(&name);
+                    audit::version(secret.version);
+                    lifecycle::destroy(&write, &secret)
                 })
             });
             if outage.is_some() {
@@ -97,7 +89,7 @@ fn destroy_gone(now: i64, after: Place) -> Result<Batch> {
             }
         }
     }
-    Ok(Batch::whole(found.last().map(|(_, dated)| dated), found.len()))
+    Ok(Batch::whole(found.last(), found.len()))
 }
 
 /// What cannot be done to one secret keeps nobody else waiting; it is tried again in the next pass. What can be done to
@@ -113,23 +105,22 @@ fn each_for_itself(f: impl FnOnce() -> Result<()>) -> Option<VaultError> {
 }
 
 fn settle_ended(now: i64, after: Place) -> Result<Batch> {
-    let found = schedule::ended(&Spi::connect()?, now, after, BATCH)?;
-    let secrets: BTreeSet<_> = found.iter().map(|dated| dated.secret).collect();
-    for secret in secrets {
+    let found = schedule::ended(now, after, BATCH)?;
+    for dated in &found {
         let outage = each_for_itself(|| {
-            let (name, keep, ended) = {
-                let spi = Spi::connect()?;
-                let Some((name, keep)) = schedule::lock(&spi, secret)? else { return Ok(()) };
-                (name, keep, schedule::settle(&spi, secret, now)?)
+            let write = Write::begin();
+            let Some(LockedAny { name, secret }) = schedule::lock(&write, dated.secret)? else {
+                return schedule::forget(&write, DateKind::Grace, dated.secret);
             };
+            let ended = versions::settle(&write, secret.id, now)?;
             let Some((last, others)) = ended.split_last() else { return Ok(()) };
             audit::run(&EXPIRE, || {
                 audit::subject(&name);
                 audit::version(last.version);
                 others.iter().for_each(|key| audit::also(EXPIRE.action, None, key.version));
-                keys::forget(secret, &ended)?;
-                let keep = keep.unwrap_or_else(config::keep_versions).max(0) as u32;
-                lifecycle::purge(&Spi::connect()?, secret, keep, now)
+                keys::forget(secret.id, &ended)?;
+                let keep = secret.keep_versions.unwrap_or_else(config::keep_versions).max(0) as u32;
+                lifecycle::purge(&write, secret.id, keep, now)
             })
         });
         if outage.is_some() {

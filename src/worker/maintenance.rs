@@ -13,7 +13,6 @@ use hyperion_vault_core::schedule as decide;
 use super::{hooks, housekeeping, rotation, session, token_uses};
 use crate::config;
 use crate::error::Result;
-use crate::pg::spi::Spi;
 use crate::pg::{clock, datum, identity, transaction};
 use crate::store::schedule::{self, Lane};
 
@@ -46,9 +45,6 @@ fn turn() -> Result<Duration> {
     if more {
         return Ok(BREATH);
     }
-    let next = transaction::run(|| {
-        let spi = Spi::connect()?;
-        schedule::next(&spi, rotations)
-    })?;
+    let next = transaction::run(|| schedule::next(rotations))?;
     Ok(decide::pause(clock(), next, config::scan_interval()).min(token_uses::pause()))
 }

@@ -29,14 +29,14 @@ use crate::api::update::{NewValue, Update};
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::{self, Generated, Pipeline};
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::pg::transaction::{self, Failure};
-use crate::pg::{clock, latch, monotonic_ms, worker};
+use crate::pg::{catalog, clock, latch, monotonic_ms, worker};
 use crate::store::schedule::{self, Due, Lane, LockedDue, Place, START};
 use crate::store::secrets;
 
 /// How many are found at a time: more than the key service is asked for at once, few enough to be held in memory.
-const FOUND: i32 = 256;
+const FOUND: usize = 256;
 /// How many rotations share a transaction, so a flush to disk and a notification (whose payload ends at 8000 bytes). A
 /// rotation takes less than a millisecond, so no row is locked for long.
 const BATCH: usize = 64;
@@ -143,20 +143,18 @@ impl Pass {
             return Ok(());
         }
         let (lane, now, after) = (self.lane, self.now, self.after);
-        let mut found = transaction::run(|| {
-            let due = {
-                let spi = Spi::connect()?;
-                schedule::due(&spi, lane, now, after, FOUND)?
-            };
-            if due.is_empty() {
-                return Ok(Vec::new());
+        let (mut found, next) = transaction::run(|| {
+            let due = schedule::due(lane, now, after, FOUND)?;
+            if due.rows.is_empty() {
+                return Ok((Vec::new(), due.next));
             }
             let vault = keys::vault()?;
-            due.into_iter().map(|due| job(vault, due)).collect::<Result<Vec<Job>>>()
+            let jobs = due.rows.into_iter().map(|due| job(vault, due)).collect::<Result<Vec<Job>>>()?;
+            Ok((jobs, due.next))
         })?;
-        self.exhausted = found.len() < FOUND as usize;
-        if let Some(last) = found.last() {
-            self.after = last.due.at;
+        match next {
+            Some(next) => self.after = next,
+            None => self.exhausted = true,
         }
         // Those that have not failed do not wait for those that have, and may again.
         found.sort_by_key(|job| job.due.attempts);
@@ -242,11 +240,8 @@ fn rotate(now: i64, batch: Vec<(Job, Result<Generated>)>) -> Result<Option<Vault
             // Between two, where no lock of the server's own is held, whoever wants the processor has it.
             std::thread::yield_now();
             let id = job.due.id;
-            let locked = {
-                let spi = Spi::connect()?;
-                schedule::lock_due(&spi, id, now)?
-            };
-            let Some(locked) = locked else { continue };
+            let write = Write::begin();
+            let Some(locked) = schedule::lock_due(&write, id, now)? else { continue };
             let outcome = transaction::savepoint(|| {
                 audit::run(&OPERATION, || {
                     audit::subject(&locked.name);
@@ -258,12 +253,11 @@ fn rotate(now: i64, batch: Vec<(Job, Result<Generated>)>) -> Result<Option<Vault
                 // Changed between look and lock: the next pass sees it as it is then.
                 Ok(None) => {}
                 Err(Failure::Ours(error)) if error.is_outage() => outage = Some(*error),
-                Err(failure) => remember(id, &locked, &failure)?,
+                Err(failure) => remember(&write, &locked, &failure)?,
             }
         }
         if !rotated.is_empty() {
-            let spi = Spi::connect()?;
-            schedule::notify(&spi, &json!({ "rotated": rotated }).to_string())?;
+            catalog::notify(c"vault_rotation", &json!({ "rotated": rotated }).to_string())?;
         }
         Ok(outage)
     })
@@ -286,7 +280,7 @@ fn rotate_one(name: &str, job: Job, key: Generated) -> Result<Option<i32>> {
     Ok(secrets::current(name)?.map(|current| current.version))
 }
 
-fn remember(id: Id, locked: &LockedDue, failure: &Failure) -> Result<()> {
+fn remember(write: &Write, locked: &LockedDue<'_>, failure: &Failure) -> Result<()> {
     let mut error = match failure {
         Failure::Ours(error) => error.summary(),
         Failure::Raised(report) => match report.detail() {
@@ -305,8 +299,7 @@ fn remember(id: Id, locked: &LockedDue, failure: &Failure) -> Result<()> {
         .hint(format!("Attempt {attempts}; the next one comes in {} s.", wait.as_secs()))
         .warn();
     let retry_at = clock().saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
-    let spi = Spi::connect()?;
-    schedule::failed(&spi, id, attempts, &error, retry_at)
+    schedule::failed(write, locked, attempts, &error, retry_at)
 }
 
 /// For spreading things apart; need not be secret.

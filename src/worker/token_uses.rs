@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::area;
 use crate::error::Result;
-use crate::pg::spi::Spi;
+use crate::pg::heap::Write;
 use crate::pg::{monotonic_ms, transaction};
 use crate::store::tokens;
 
@@ -33,5 +33,5 @@ pub fn turn() -> Result<()> {
     // Before the work: if it fails, it is not tried again every second.
     NEXT.set(now + EVERY_MS);
     let uses = area::get()?.uses();
-    transaction::run(|| tokens::note_uses(&Spi::connect()?, uses))
+    transaction::run(|| tokens::note_uses(&Write::begin(), uses))
 }

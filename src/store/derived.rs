@@ -1,0 +1,234 @@
+//! `vault.secret_dates`, `vault.target_roles`: what is looked for by a date or a role, derived from the rows of
+//! `vault.secrets` and `vault.secret_versions`.
+//!
+//! Client backends and database workers, main thread, under the lock of the secret. Tables of their own, so that a secret
+//! without such a date costs nothing more, and no index of `vault.secrets` needs an expression or a condition to be
+//! evaluated. They are not dumped: triggers make them anew when the rows are restored, and keep them where a superuser
+//! changes rows in SQL.
+//!
+//! A row here says where to look, never what to do: whoever finds one judges the secret itself, under its lock. The trap it
+//! avoids: a date that is left behind or comes twice; each is found by its key (secret and kind) before it is changed.
+
+use hyperion_vault_core::envelope::Id;
+use hyperion_vault_core::secret::Target;
+use pgrx::pg_sys::{Datum, Oid};
+
+use super::secrets::{column, is_automatic, unreadable};
+use crate::error::Result;
+use crate::pg::datum;
+use crate::pg::heap::{RowLock, Write};
+use crate::pg::scan::{Direction, Index, Key, Table, equal};
+use crate::pg::tuple::Tuple;
+
+/// Columns of [`DATES`].
+pub(super) mod date {
+    pub const SECRET_ID: i16 = 1;
+    pub const KIND: i16 = 2;
+    pub const AT: i16 = 3;
+}
+
+/// Columns of [`TARGET_ROLES`].
+mod role {
+    pub const ROLE: i16 = 1;
+    pub const SECRET_ID: i16 = 2;
+}
+
+thread_local! {
+    pub(super) static DATES: Table = const {
+        Table::new(
+            c"secret_dates",
+            &[c"secret_id", c"kind", c"at"],
+            &[
+                Index { name: c"secret_dates_pkey", columns: &[date::SECRET_ID, date::KIND] },
+                Index { name: c"secret_dates_at_idx", columns: &[date::KIND, date::AT, date::SECRET_ID] },
+            ],
+        )
+    };
+    static TARGET_ROLES: Table = const {
+        Table::new(
+            c"target_roles",
+            &[c"role", c"secret_id"],
+            &[Index { name: c"target_roles_pkey", columns: &[role::ROLE, role::SECRET_ID] }],
+        )
+    };
+}
+
+/// Indexes of [`DATES`].
+const BY_SECRET: usize = 0;
+pub(super) const BY_DATE: usize = 1;
+
+/// What a date is for: `vault.secret_dates.kind`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i16)]
+pub enum DateKind {
+    /// Scheduled rotation is due, or tried again.
+    Rotation = 1,
+    /// The same of a secret whose target is a function.
+    HookRotation = 2,
+    /// The secret runs out, or its recovery window ends.
+    End = 3,
+    /// The first grace of a superseded version ends that has not been dealt with.
+    Grace = 4,
+}
+
+impl DateKind {
+    const OF_SECRET: [Self; 3] = [Self::Rotation, Self::HookRotation, Self::End];
+
+    pub(super) fn key(self) -> Key<'static> {
+        Key::Short(self as i16)
+    }
+}
+
+/// What is derived from a row of `vault.secrets`.
+pub(super) struct Derived {
+    pub id: Id,
+    rotation: Option<(DateKind, i64)>,
+    end: Option<i64>,
+    target_roles: Vec<Oid>,
+}
+
+impl Derived {
+    /// Of no row.
+    pub fn none() -> Self {
+        Self { id: Id([0; 16]), rotation: None, end: None, target_roles: Vec::new() }
+    }
+
+    pub fn of(row: &Tuple<'_>) -> Result<Self> {
+        let target = row.jsonb(column::TARGET);
+        let kind = match target.as_deref().map(Target::parse) {
+            Some(Ok(Target::Function(_))) => DateKind::HookRotation,
+            _ => DateKind::Rotation,
+        };
+        Ok(Self {
+            id: row.uuid(column::ID).ok_or_else(unreadable)?,
+            rotation: due_at(row).map(|at| (kind, at)),
+            end: earlier(row.timestamp(column::EXPIRES_AT), row.timestamp(column::RECOVER_UNTIL)),
+            target_roles: match target {
+                Some(_) => row.oid_array(column::TARGET_ROLES).flatten().unwrap_or_default(),
+                None => Vec::new(),
+            },
+        })
+    }
+
+    fn date(&self, kind: DateKind) -> Option<i64> {
+        match kind {
+            DateKind::End => self.end,
+            kind => self.rotation.filter(|(known, _)| *known == kind).map(|(_, at)| at),
+        }
+    }
+}
+
+/// When a secret's scheduled rotation is due: a next try is after the date. None if it has no schedule.
+pub(super) fn due_at(row: &Tuple<'_>) -> Option<i64> {
+    if !is_automatic(row) || row.timestamp(column::RECOVER_UNTIL).is_some() {
+        return None;
+    }
+    let (next, retry) = (row.timestamp(column::NEXT_ROTATION_AT), row.timestamp(column::ROTATION_RETRY_AT));
+    next.max(retry)
+}
+
+fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// A secret's row has changed from one state to the other; `before` is empty for a new one.
+pub(super) fn secret_changed(write: &Write, before: &Derived, after: &Derived) -> Result<()> {
+    for kind in DateKind::OF_SECRET {
+        if before.date(kind) != after.date(kind) {
+            set_date(write, after.id, kind, after.date(kind))?;
+        }
+    }
+    if before.target_roles != after.target_roles {
+        forget_roles(write, after.id, &before.target_roles)?;
+        for oid in &after.target_roles {
+            let key = [Key::Oid(*oid), Key::Uuid(after.id)];
+            let row = [(role::ROLE, Some(Datum::from(*oid))), (role::SECRET_ID, Some(datum::uuid(after.id)))];
+            TARGET_ROLES.with(|table| table.insert_unless_present(write, 0, &key, &row).map(drop))?;
+        }
+    }
+    Ok(())
+}
+
+/// A secret's row is gone.
+pub(super) fn secret_deleted(write: &Write, before: &Derived) -> Result<()> {
+    forget_roles(write, before.id, &before.target_roles)?;
+    let mut dates: Vec<RowLock<'_>> = Vec::new();
+    DATES.with(|table| {
+        table.scan(BY_SECRET, &equal([Key::Uuid(before.id)]), Direction::Forward, |row| {
+            dates.push(table.take(write, row)?);
+            Ok(true)
+        })?;
+        dates.iter().try_for_each(|date| table.delete(write, date))
+    })
+}
+
+fn forget_roles(write: &Write, secret: Id, roles: &[Oid]) -> Result<()> {
+    TARGET_ROLES.with(|table| {
+        for oid in roles {
+            let key = equal([Key::Oid(*oid), Key::Uuid(secret)]);
+            let found = table.find(0, &key, Direction::Forward, |row| table.take(write, row).map(Some))?;
+            if let Some(found) = found {
+                table.delete(write, &found)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Sets or removes a date of a locked secret.
+pub(super) fn set_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64>) -> Result<()> {
+    DATES.with(|table| {
+        let key = equal([Key::Uuid(secret), kind.key()]);
+        let known = table.find(BY_SECRET, &key, Direction::Forward, |row| {
+            Ok(Some((table.take(write, row)?, row.timestamp(date::AT))))
+        })?;
+        match (known, at) {
+            (None, None) => Ok(()),
+            (Some((_, known)), Some(_)) if known == at => Ok(()),
+            (Some((row, _)), Some(at)) => {
+                table.update(write, &row, &[(date::AT, Some(Datum::from(at)))]).map(drop)
+            }
+            (Some((row, _)), None) => table.delete(write, &row),
+            (None, Some(at)) => table
+                .insert(
+                    write,
+                    &[
+                        (date::SECRET_ID, Some(datum::uuid(secret))),
+                        (date::KIND, Some(Datum::from(kind as i16))),
+                        (date::AT, Some(Datum::from(at))),
+                    ],
+                )
+                .map(drop),
+        }
+    })
+}
+
+/// A version's grace ends at that time: the date is moved there if it is later, or made.
+pub(super) fn grace_ends(write: &Write, secret: Id, at: i64) -> Result<()> {
+    let known = DATES.with(|table| {
+        let key = equal([Key::Uuid(secret), DateKind::Grace.key()]);
+        table.find(BY_SECRET, &key, Direction::Forward, |row| Ok(row.timestamp(date::AT)))
+    })?;
+    if known.is_none_or(|known| known > at) {
+        set_date(write, secret, DateKind::Grace, Some(at))
+    } else {
+        Ok(())
+    }
+}
+
+/// The secrets that one of these roles is a target of.
+pub(super) fn secrets_of_roles(roles: &[Oid]) -> Result<Vec<Id>> {
+    let mut found = Vec::new();
+    TARGET_ROLES.with(|table| {
+        roles.iter().try_for_each(|oid| {
+            table.scan(0, &equal([Key::Oid(*oid)]), Direction::Forward, |row| {
+                found.extend(row.uuid(role::SECRET_ID));
+                Ok(true)
+            })
+        })
+    })?;
+    Ok(found)
+}
