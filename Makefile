@@ -11,7 +11,7 @@ export PG_MAJORS PG_CHECK_MAJORS
 # For "make install": the PostgreSQL to install into. Not exported, so that other targets see only what the caller set.
 PG_CONFIG ?= pg_config
 
-.PHONY: help quickstart stop setup test release check-majors loom fmt clippy deny bench install clean
+.PHONY: help quickstart stop setup test release check-majors loom fmt clippy deny bench soak install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -50,6 +50,9 @@ deny: ## licences, sources and known vulnerabilities of all dependencies (builds
 
 bench: ## cached read_secret beside a plain primary-key select (PG_MAJOR=18)
 	@packaging/bench.sh
+
+soak: ## everything at once for half an hour, beside VACUUM FULL and kill -9, then amcheck (SOAK_MINUTES=30, PG_MAJORS)
+	@packaging/soak.sh
 
 install: ## build and install into one PostgreSQL: make install PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
 	@packaging/install.sh '$(PG_CONFIG)'

@@ -49,5 +49,6 @@ pub extern "C-unwind" fn _PG_init() {
     kms_worker::register();
     worker::launcher::register();
     worker::detach::install();
+    pg::permissions::install();
     config::warn_of_inherited_credentials();
 }

@@ -109,7 +109,7 @@ fn rename(
             let now = crate::pg::clock();
             info = Some(secrets::rename(write, locked, new_name, &sealed, now, || exists(new_name))?);
         } else {
-            with_scratch(|| versions::seal_again(write, version, &sealed))?;
+            with_scratch(|| versions::seal_again(&Write::begin(), version, &sealed))?;
         }
     }
     info.ok_or_else(|| overtaken(name))

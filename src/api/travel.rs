@@ -4,7 +4,7 @@
 //! its vault, secret, name, version and format, and a reader finds out whether it opens. So whoever imports gains no
 //! value that way, and whoever reads gets none that was sealed for another name.
 
-use hyperion_vault_core::export::{Export, Limits};
+use hyperion_vault_core::export::{Export, Limits, Secret};
 use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::Datum;
 
@@ -15,6 +15,7 @@ use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::heap::Write;
+use crate::pg::memory::with_scratch;
 use crate::store::{meta, sealed, secrets};
 
 /// The most that all sealed values together may have. In base64, and in the copies that making a jsonb takes, this is
@@ -65,12 +66,7 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
             // It has run out since it was exported, and is not to come back.
             continue;
         }
-        if let Some(locked) = secrets::lock_any(&write, &secret.name)?
-            && locked.presence == Presence::Gone
-        {
-            lifecycle::replace_gone(&write, &secret.name, &locked)?;
-        }
-        if !sealed::insert(&write, secret)? {
+        if !with_scratch(|| import(secret))? {
             return Err(VaultError::new(Kind::Exists, format!("secret \"{}\" already exists", secret.name))
                 .detail("Its name or its id is in the vault. Nothing was imported.")
                 .hint("Delete or rename the secret, or take it out of the export."));
@@ -79,4 +75,15 @@ pub fn import_sealed(args: &Args) -> Result<Return> {
     }
     audit::detail(format!("secrets: {count}"));
     Ok(Return::Value(Datum::from(count)))
+}
+
+/// False if its name or id is taken.
+fn import(secret: &Secret) -> Result<bool> {
+    let write = Write::begin();
+    if let Some(locked) = secrets::lock_any(&write, &secret.name)?
+        && locked.presence == Presence::Gone
+    {
+        lifecycle::replace_gone(&write, &secret.name, &locked)?;
+    }
+    sealed::insert(&write, secret)
 }

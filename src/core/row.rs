@@ -14,7 +14,7 @@ compile_error!("the length words of stored values are read as on little-endian m
 pub const MAX_COLUMNS: usize = 48;
 
 /// No such column in this row.
-const ABSENT: u16 = u16::MAX;
+const ABSENT: u32 = u32::MAX;
 /// A value that is stored elsewhere: a pointer of 18 bytes (`VARTAG_ONDISK`).
 const EXTERNAL: u8 = 0x01;
 const ON_DISK: u8 = 18;
@@ -71,13 +71,14 @@ impl Layout {
 pub struct Row<'a> {
     data: &'a [u8],
     /// The last place takes the columns of others.
-    starts: [u16; MAX_COLUMNS + 1],
+    starts: [u32; MAX_COLUMNS + 1],
 }
 
 impl<'a> Row<'a> {
     /// `data` are the bytes of the `stored` first columns; in `nulls`, where there is one, a bit that is 0 means NULL.
     pub fn parse(data: &'a [u8], nulls: Option<&[u8]>, stored: usize, layout: &Layout) -> Option<Self> {
-        if data.len() >= usize::from(ABSENT) {
+        // One that is not stored yet may hold a value of a megabyte.
+        if data.len() >= ABSENT as usize {
             return None;
         }
         let mut starts = [ABSENT; MAX_COLUMNS + 1];
@@ -99,7 +100,7 @@ impl<'a> Row<'a> {
                 len => (end.next_multiple_of(align), usize::from(len)),
             };
             end = at.checked_add(len).filter(|end| *end <= data.len())?;
-            *starts.get_mut(usize::from(column.place))? = at as u16;
+            *starts.get_mut(usize::from(column.place))? = at as u32;
         }
         Some(Self { data, starts })
     }
@@ -107,7 +108,7 @@ impl<'a> Row<'a> {
     /// Where the column begins in the data; None if it is NULL.
     pub fn start(&self, column: usize) -> Option<usize> {
         let start = *self.starts.get(column.checked_sub(1).filter(|place| *place < MAX_COLUMNS)?)?;
-        (start != ABSENT).then_some(usize::from(start))
+        (start != ABSENT).then_some(start as usize)
     }
 
     /// A column of this length.

@@ -209,7 +209,10 @@ pub(super) unsafe fn attributes(desc: pg_sys::TupleDesc) -> Vec<Attribute> {
     unsafe {
         (0..(*desc).natts)
             .map(|i| {
+                #[cfg(feature = "pg18")]
                 let attribute = &*pg_sys::TupleDescAttr(desc, i);
+                #[cfg(not(feature = "pg18"))]
+                let attribute = &*(*desc).attrs.as_ptr().add(i as usize);
                 Attribute {
                     name: if attribute.attisdropped {
                         String::new()

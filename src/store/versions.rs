@@ -330,7 +330,7 @@ pub fn list(name: &str, mut each: impl FnMut(Listed) -> Result<()>) -> Result<us
     let mut count = 1;
     self::each(current.secret, Direction::Backward, |row| {
         let version = row.int(column::VERSION).ok_or_else(unreadable)?;
-        if version < current.version {
+        if version != current.version {
             count += 1;
             each(Listed {
                 version,

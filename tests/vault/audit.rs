@@ -2,7 +2,7 @@
 
 mod canary;
 mod chaos;
-mod every_function;
+pub(crate) mod every_function;
 mod full;
 mod log_rights;
 mod outcomes;

@@ -27,6 +27,7 @@ mod remembered;
 mod review;
 mod rotation;
 mod secrets;
+mod storage;
 mod tamper;
 mod target;
 mod travel;

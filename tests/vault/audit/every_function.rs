@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 /// Every function of the API by name, with a call of it, by a superuser, in this order; and its action, subject, version
 /// and outcome in the log. A set-returning or many-secret function may leave several.
-const CALLS: &[(&str, &str, &[&str])] = &[
+pub const CALLS: &[(&str, &str, &[&str])] = &[
     ("create_secret", "SELECT vault.create_secret('a/x', 'v')", &["create|a/x|1|ok|∅"]),
     ("create_secret_bytes", "SELECT vault.create_secret_bytes('a/b', '\\x00')", &["create|a/b|1|ok|∅"]),
     ("put_secret", "SELECT vault.put_secret('a/x', 'w')", &["put|a/x|2|ok|∅"]),
