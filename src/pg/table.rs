@@ -69,6 +69,8 @@ thread_local! {
     /// Counts invalidations of relations; tables are looked up anew when it has moved.
     static GENERATION: Cell<u64> = const { Cell::new(0) };
     static LISTENING: Cell<bool> = const { Cell::new(false) };
+    /// Relations that [`Table::alterations`] was asked about, and how often each was altered since.
+    static WATCHED: RefCell<Vec<(Oid, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Moves whenever something this process remembers of a relation may be out of date.
@@ -81,8 +83,15 @@ pub fn generation() -> u64 {
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn invalidated(_arg: Datum, _relation: Oid) {
+unsafe extern "C-unwind" fn invalidated(_arg: Datum, relation: Oid) {
     GENERATION.set(GENERATION.get() + 1);
+    WATCHED.with(|watched| {
+        // Nothing else runs while it is borrowed. Without an oid the message means every relation.
+        if let Ok(mut watched) = watched.try_borrow_mut() {
+            let meant = |of: Oid| relation == Oid::INVALID || relation == of;
+            watched.iter_mut().filter(|(of, _)| meant(*of)).for_each(|(_, count)| *count += 1);
+        }
+    });
 }
 
 impl Table {
@@ -104,6 +113,19 @@ impl Table {
         let known = Rc::new(self.look_up(generation)?);
         *self.known.borrow_mut() = Some(Rc::clone(&known));
         Ok(known)
+    }
+
+    /// Moves whenever the table may have been altered, its triggers included, or analysed; and when it is another one.
+    pub fn alterations(&self) -> Result<u64> {
+        let table = self.known()?.table;
+        Ok(WATCHED.with_borrow_mut(|watched| {
+            if let Some((_, count)) = watched.iter().find(|(of, _)| *of == table) {
+                return *count;
+            }
+            let sum = watched.iter().map(|(_, count)| count + 1).sum();
+            watched.push((table, sum));
+            sum
+        }))
     }
 
     #[cold]

@@ -117,7 +117,9 @@ fn secrets_that_came_in_without_triggers_are_rotated() {
     root.batch_execute(
         "BEGIN; ALTER TABLE vault.secrets DISABLE TRIGGER ALL;
          CREATE TEMP TABLE kept AS SELECT * FROM vault.secrets WHERE name = 'a'; DELETE FROM vault.secrets WHERE name = 'a';
+         ALTER TABLE vault.secret_dates DISABLE TRIGGER ALL;
          DELETE FROM vault.secret_dates WHERE secret_id = (SELECT id FROM kept);
+         ALTER TABLE vault.secret_dates ENABLE TRIGGER ALL;
          INSERT INTO vault.secrets SELECT * FROM kept; ALTER TABLE vault.secrets ENABLE TRIGGER ALL; COMMIT",
     )
     .unwrap();
@@ -127,7 +129,7 @@ fn secrets_that_came_in_without_triggers_are_rotated() {
         .get(0);
     println!("triggers: {enabled}");
     for name in ["control", "a"] {
-        wait_for(&format!("the rotation of {name}"), Duration::from_secs(20), || {
+        wait_for(&format!("the rotation of {name}"), PATIENCE, || {
             number(&mut root, &format!("SELECT version::int8 FROM vault.secrets WHERE name = '{name}'")) > 1
         });
     }
@@ -144,7 +146,8 @@ fn a_restore_of_versions_stands_a_rotation_beside_it() {
     )
     .unwrap();
     root.batch_execute(
-        "CREATE TABLE kept AS SELECT * FROM vault.secret_versions; DELETE FROM vault.secret_versions; DELETE FROM vault.secret_dates",
+        "CREATE TABLE kept AS SELECT * FROM vault.secret_versions; DELETE FROM vault.secret_versions;
+         ALTER TABLE vault.secret_dates DISABLE TRIGGER ALL; DELETE FROM vault.secret_dates; ALTER TABLE vault.secret_dates ENABLE TRIGGER ALL",
     )
     .unwrap();
     // In place of the worker.
