@@ -13,9 +13,8 @@ BEGIN
             EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO vault_user, vault_reader, vault_admin', f);
         END IF;
     END LOOP;
-    -- The policies and the view run these with the caller's rights. None of them gives away what he may not have.
-    GRANT EXECUTE ON FUNCTION vault._visible(text, cidr[], timestamptz, timestamptz), vault._open(uuid, text)
-        TO vault_user, vault_reader, vault_admin;
+    -- The view runs it with the caller's rights. It gives away nothing that the caller may not have.
+    GRANT EXECUTE ON FUNCTION vault._open(uuid, text) TO vault_user, vault_reader, vault_admin;
     GRANT EXECUTE ON FUNCTION vault.status() TO pg_monitor;
     REVOKE ALL ON TYPE vault.secret_kind, vault.secret_format, vault.secret_info FROM PUBLIC;
     GRANT USAGE ON TYPE vault.secret_kind, vault.secret_format, vault.secret_info

@@ -2,7 +2,7 @@
 //!
 //! | part | written by | read by |
 //! |---|---|---|
-//! | [`Header`] | the key-service worker (postmaster at start); [`Posts`] by their holders | everyone |
+//! | [`Header`] | the key-service worker (postmaster at start); [`Posts`] by their holders; [`Inbox`] by whoever asks | everyone |
 //! | slots | backend and worker in turn, by the slot's state | owner of the moment |
 //! | cache sets | worker inserts and sweeps; backends insert what they sealed, remove what they deleted | everyone, lock-free |
 //! | places | everyone | everyone, lock-free, as guesses |
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use hyperion_vault_core::audit;
 use hyperion_vault_core::cache::{Counters, Line, Places, Set, Table, lines_for, sets_for};
-use hyperion_vault_core::ipc::{EpochCounter, Slot};
+use hyperion_vault_core::ipc::{EpochCounter, Inbox, Slot};
 use hyperion_vault_core::policy::uses::{self, Uses};
 
 use crate::config;
@@ -40,6 +40,8 @@ pub struct Header {
     pub stats: KmsStats,
     /// Backends waiting for a free slot.
     pub slot_freed: CondVar,
+    /// Which slots the worker has to look at, and whether it sleeps.
+    pub inbox: Inbox,
     /// The launcher and the workers of the vault's database.
     pub posts: Posts,
 }

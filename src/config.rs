@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyperion_vault_core::ipc::Inbox;
 use hyperion_vault_core::policy::Allowlist;
 use hyperion_vault_core::secret::InvalidArgument;
 use hyperion_vault_kms::{AwsConfig, Limits, LocalConfig, ProviderConfig, ServiceConfig, aws};
@@ -293,7 +294,7 @@ pub fn define() {
         c"Requests that can wait for the key service at one time.",
         &KMS_QUEUE_SLOTS,
         4,
-        8192,
+        Inbox::SLOTS as i32,
         Postmaster,
         plain,
     );

@@ -4,7 +4,8 @@
 //!
 //! 1. Claim a free slot; if there is none, wait on the condition variable `slot_freed` until the deadline, looking
 //!    into the cache at each wake-up (somebody else's answer may be ours).
-//! 2. Write the request, submit, set the worker's latch, sleep on the own latch until the answer is there.
+//! 2. Write the request, submit, mark the slot in the worker's inbox; ring, once for all that were marked, which sets
+//!    the worker's latch if it sleeps; sleep on the own latch until the answer is there.
 //! 3. Consume the answer (copied out, slot wiped and freed), announce the free slot.
 //!
 //! Every sleep lets cancel, `statement_timeout` and termination take effect at once. An ERROR unwinds through
@@ -177,7 +178,7 @@ impl<T> Pipeline<T> {
     }
 
     /// Asks, if there is room: a quarter of the queue at most, since others want to read too. Gives `tag` back
-    /// otherwise.
+    /// otherwise. The worker is woken by the next [`Self::collect`] or [`Self::wait`], once for all.
     pub fn submit(&mut self, tag: T, request: &Request) -> Result<Option<T>> {
         let share = (self.area.slots.len() / 4).max(1);
         if self.under_way.len() >= share {
@@ -192,6 +193,7 @@ impl<T> Pipeline<T> {
 
     /// What has been answered, or was not in time.
     pub fn collect(&mut self) -> Vec<(T, Result<Response>)> {
+        ring(self.area);
         let mut answered = Vec::new();
         for (tag, mut hold, deadline) in std::mem::take(&mut self.under_way) {
             match look(&mut hold, deadline) {
@@ -208,6 +210,7 @@ impl<T> Pipeline<T> {
 
     /// Sleeps until one may be answered.
     pub fn wait(&self) {
+        ring(self.area);
         latch::wait(if self.under_way.is_empty() { QUEUE_TURN } else { TURN });
     }
 }
@@ -296,6 +299,7 @@ fn unexpected() -> VaultError {
 /// A claimed slot; given up on drop unless its answer was consumed.
 struct Hold {
     area: Area,
+    index: usize,
     slot: &'static Slot,
     ticket: Option<ClientTicket>,
 }
@@ -325,7 +329,7 @@ fn ask(request: &Request, digest: Option<&[u8; 32]>) -> Result<Answered, Failure
     answer(&mut hold, deadline)
 }
 
-/// Hands a request to the worker.
+/// Hands a request to the worker, and leaves it to [`ring`] to wake it.
 fn submit(hold: &mut Hold, request: &Request, deadline: u64) -> Result<()> {
     let bytes = request
         .encode()
@@ -335,10 +339,17 @@ fn submit(hold: &mut Hold, request: &Request, deadline: u64) -> Result<()> {
         .write_request(ticket, request.op(), deadline, &bytes)
         .and_then(|()| hold.slot.submit(ticket))
         .map_err(|_| VaultError::internal("a request slot was lost while it was filled"))?;
-    if let Some(worker) = hold.area.header.worker_proc() {
+    hold.area.header.inbox.mark(hold.index);
+    Ok(())
+}
+
+/// Wakes the worker for what this process has submitted, unless it is awake or somebody else has. Before any sleep.
+fn ring(area: Area) {
+    if area.header.inbox.ring()
+        && let Some(worker) = area.header.worker_proc()
+    {
         latch::wake(worker);
     }
-    Ok(())
 }
 
 /// Waits for the answer to a request.
@@ -361,6 +372,7 @@ fn claim_now(area: Area) -> Option<Hold> {
     let me = latch::my_proc();
     ipc::claim_any(area.slots, me.max(0) as usize, me).map(|(index, ticket)| Hold {
         area,
+        index,
         slot: &area.slots[index],
         ticket: Some(ticket),
     })
@@ -396,6 +408,7 @@ const TURN: Duration = Duration::from_secs(1);
 const QUEUE_TURN: Duration = Duration::from_millis(20);
 
 fn wait(hold: &mut Hold, deadline: u64) -> Result<Response, Failure> {
+    ring(hold.area);
     loop {
         if let Some(response) = look(hold, deadline)? {
             return Ok(response);

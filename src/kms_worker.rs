@@ -1,12 +1,15 @@
 //! `hyperion_vault kms`: the only process that talks to the key service and the only one that holds its credentials.
 //!
 //! A background worker that belongs to no database and runs no SQL. Its main thread (this file) owns the request slots it has
-//! taken and everything of Postgres; the tokio threads inside [`Service`] own the calls. They meet in the service's
-//! channel and an eventfd, nowhere else.
+//! taken and everything of Postgres; the tokio threads inside [`Service`] own the calls that wait. They meet in the service's
+//! channel and an eventfd, nowhere else. A provider that answers at once (`local`) is asked on the main thread.
 //!
 //! ```text
-//! turn: settings reloaded? → completions: cache, answer, wake → abandoned: withdraw → submitted: take, cache?, ask
-//!       → sweep expired keys → publish counts → sleep on latch | eventfd | 1 s
+//! turn: settings reloaded? → completions: cache, answer, wake → abandoned: withdraw
+//!       → each second: sweep expired keys, mark all slots
+//!       → submitted: take all that are marked in the inbox; cache? provider at once? else hand over
+//!       → publish counts → complete what was answered, wake the clients
+//!       → marks again? next turn, else sleep on latch | eventfd | 1 s
 //! ```
 //!
 //! Orderly death (SIGTERM, panic, ERROR, FATAL): the exit callback withdraws the announcement; slots stay as they are and
@@ -18,23 +21,30 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hyperion_vault_core::cache::Lookup;
 use hyperion_vault_core::ipc::{
     Completed, Epoch, ErrorKind, Recovered, Request, Response, Taken, WorkerTicket,
 };
 use hyperion_vault_kms::{Completion, Job, KmsError, Op, Outcome, Service, StoredDek, WrappedDek};
+use zeroize::Zeroizing;
 
 use crate::area::{self, Area};
 use crate::config;
-use crate::pg::latch::Eventfd;
+use crate::pg::latch::{Eventfd, Events};
 use crate::pg::{exit, latch, monotonic_ms, unix_now, worker};
+
+mod answers;
+mod publish;
+
+use answers::Answers;
+use publish::publish;
 
 /// Seconds until the postmaster starts the worker again: short, since reads of uncached secrets wait for it.
 const RESTART_SECS: i32 = 1;
-/// The longest sleep. Requests and completions wake the worker; this is for the sweep and for a wake-up lost
-/// between two workers.
+/// The longest sleep. Requests and completions wake the worker; this is for the sweep, and for a request whose mark or
+/// wake-up was lost with its client or between two workers.
 const TURN: Duration = Duration::from_secs(1);
 /// A full sweep of the cache takes this many turns of a second.
 const SWEEP_TURNS: usize = 5;
@@ -87,14 +97,26 @@ struct Pending {
     digest: Option<[u8; 32]>,
 }
 
+/// A request answered on this thread, before its client is told.
+struct Answered {
+    slot: usize,
+    ticket: WorkerTicket,
+    status: u32,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
 struct Worker {
     area: Area,
     epoch: Epoch,
     service: Service,
-    wake: Eventfd,
+    events: Events,
     pending: HashMap<u64, Pending>,
     next_job: u64,
     request: Vec<u8>,
+    /// Of the turn; kept for their capacity.
+    marked: Vec<usize>,
+    answered: Vec<Answered>,
+    /// When the work of each second was done.
     swept_at: u64,
     sweep_from: usize,
     /// When the provider was last opened, or tried.
@@ -133,11 +155,14 @@ impl Worker {
             area,
             epoch,
             service,
-            wake,
+            events: Events::new(wake),
             pending: HashMap::new(),
             // A successor never reuses a predecessor's numbers, though no completion of that one can reach it.
             next_job: u64::from(epoch.number()) << 32,
             request: Vec::new(),
+            // A predecessor may have taken marks and not the requests: all slots, at first.
+            marked: (0..area.slots.len()).collect(),
+            answered: Vec::new(),
             swept_at: monotonic_ms(),
             sweep_from: 0,
             opened_at: monotonic_ms(),
@@ -145,6 +170,7 @@ impl Worker {
     }
 
     fn turn(&mut self) {
+        self.area.header.inbox.awake();
         if worker::reload_requested() {
             worker::reload_configuration();
             self.opened_at = monotonic_ms();
@@ -158,13 +184,18 @@ impl Worker {
             }
         }
         self.reopen();
-        self.wake.drain();
         self.deliver();
         self.withdraw_abandoned();
+        self.each_second();
         self.take_submitted();
-        self.sweep();
-        self.publish();
-        latch::wait_or_readable(self.wake.raw(), TURN);
+        let all_told = self.tell();
+        if !all_told {
+            publish(&self.service, &self.area.header.stats);
+        }
+        if self.area.header.inbox.may_sleep(self.area.slots.len()) {
+            self.events.wait(TURN);
+        }
+        pgrx::check_for_interrupts!();
     }
 
     /// Tries a provider again that could not be opened. Quietly: its error was logged, and each caller gets it.
@@ -187,7 +218,7 @@ impl Worker {
         if completed.is_empty() {
             return;
         }
-        self.publish();
+        publish(&self.service, &self.area.header.stats);
         for Completion { id, result } in completed {
             self.answer(id, result);
         }
@@ -205,51 +236,32 @@ impl Worker {
 
     fn answer(&mut self, id: u64, result: Result<Outcome, KmsError>) {
         let Some(pending) = self.pending.remove(&id) else { return };
-        let response = match result {
-            Ok(outcome) => self.respond(outcome, pending.digest.as_ref()),
-            Err(error) => error_response(error),
-        };
+        let response = self.answers().to(result, pending.digest.as_ref());
         self.complete(pending.slot, pending.ticket, &response);
     }
 
-    fn respond(&self, outcome: Outcome, digest: Option<&[u8; 32]>) -> Response {
-        match outcome {
-            Outcome::Generated(generated) => Response::Dek {
-                dek: *generated.dek,
-                wrapped: generated.wrapped.0,
-                key_id: generated.by.key_id,
-                key_material_id: generated.by.key_material_id.unwrap_or_default(),
-            },
-            Outcome::Unwrapped(dek) => {
-                if let Some(digest) = digest {
-                    let done = self.area.cache().insert(
-                        digest,
-                        &dek,
-                        monotonic_ms(),
-                        config::dek_cache_ttl_ms(),
-                        config::dek_cache_stale_ms(),
-                    );
-                    self.area.counters.inserted(latch::my_proc().max(0) as usize, done);
-                }
-                Response::Unwrapped { dek: *dek }
-            }
-            Outcome::Described(described) => Response::Described {
-                provider: self.service.status().provider.unwrap_or_default().to_owned(),
-                key_id: described.key_id,
-                key_material_id: described.key_material_id.unwrap_or_default(),
-            },
-        }
+    fn answers(&self) -> Answers<'_> {
+        Answers { area: self.area, service: &self.service }
     }
 
     fn complete(&self, slot: usize, ticket: WorkerTicket, response: &Response) {
         let (status, bytes) = response.encode();
-        match self.area.slots[slot].complete(ticket, status, &bytes) {
-            Completed::Delivered(client) => latch::wake(client),
+        let completed = self.area.slots[slot].complete(ticket, status, &bytes);
+        if let Some(client) = self.completed(completed) {
+            latch::wake(client);
+        }
+    }
+
+    /// Whom to wake.
+    fn completed(&self, completed: Completed) -> Option<i32> {
+        match completed {
+            Completed::Delivered(client) => return Some(client),
             Completed::WasAbandoned => self.area.header.slot_freed.broadcast(),
             Completed::Refused => {
                 pgrx::warning!("hyperion_vault: a request slot had a new owner before its answer")
             }
         }
+        None
     }
 
     /// Frees the slots whose clients have gone, and drops calls nobody waits for.
@@ -263,17 +275,49 @@ impl Worker {
         for id in gone {
             self.service.cancel(id);
             if let Some(pending) = self.pending.remove(&id) {
-                self.complete(pending.slot, pending.ticket, &withdrawn());
+                // Never read by anyone.
+                self.complete(pending.slot, pending.ticket, &answers::internal("withdrawn"));
             }
         }
     }
 
     fn take_submitted(&mut self) {
-        for slot in 0..self.area.slots.len() {
+        let mut marked = std::mem::take(&mut self.marked);
+        self.area.header.inbox.collect(self.area.slots.len(), |slot| marked.push(slot));
+        for slot in marked.drain(..) {
             if let Some(taken) = self.area.slots[slot].take(self.epoch) {
                 self.begin(slot, taken);
             }
         }
+        self.marked = marked;
+    }
+
+    /// Completes what was answered in this turn. Counts come before answers, as in [`Self::deliver`]. Latches are set after
+    /// all answers: a client that takes the worker's core when it is woken delays no other's. True if there was something
+    /// and no call is under way, so that what was published holds.
+    fn tell(&mut self) -> bool {
+        if self.answered.is_empty() {
+            return false;
+        }
+        publish(&self.service, &self.area.header.stats);
+        let mut answered = std::mem::take(&mut self.answered);
+        let mut clients = Vec::with_capacity(answered.len());
+        for Answered { slot, ticket, status, bytes } in answered.drain(..) {
+            let completed = self.area.slots[slot].complete(ticket, status, &bytes);
+            if let Some(client) = self.completed(completed)
+                && clients.last() != Some(&client)
+            {
+                clients.push(client);
+            }
+        }
+        clients.into_iter().for_each(latch::wake);
+        self.answered = answered;
+        self.pending.is_empty()
+    }
+
+    fn answer_now(&mut self, slot: usize, ticket: WorkerTicket, response: &Response) {
+        let (status, bytes) = response.encode();
+        self.answered.push(Answered { slot, ticket, status, bytes });
     }
 
     fn begin(&mut self, slot: usize, taken: Taken) {
@@ -287,7 +331,7 @@ impl Worker {
                 let digest = context.cache_digest(&wrapped);
                 // The queue may have been full of requests for this very key.
                 if let Lookup::Hit(dek) = self.area.cache().lookup(&digest, monotonic_ms()) {
-                    self.complete(slot, ticket, &Response::Unwrapped { dek });
+                    self.answer_now(slot, ticket, &Response::Unwrapped { dek });
                     return;
                 }
                 let stored = StoredDek { wrapped: WrappedDek(wrapped), key_id };
@@ -295,10 +339,21 @@ impl Worker {
             }
             Ok(Request::Describe) => (Op::Describe, None),
             Err(malformed) => {
-                self.complete(slot, ticket, &error_text(ErrorKind::Internal, &malformed.to_string()));
+                self.answer_now(slot, ticket, &answers::internal(&malformed.to_string()));
                 return;
             }
         };
+        if let Some(result) = self.service.serve_now(&op) {
+            // On the threads a panic is logged where it happens; here nothing else would tell.
+            if let Err(error) = &result
+                && error.kind == ErrorKind::Internal
+            {
+                warn(error);
+            }
+            let response = self.answers().to(result, digest.as_ref());
+            self.answer_now(slot, ticket, &response);
+            return;
+        }
         let left = Duration::from_millis(deadline_ms.saturating_sub(monotonic_ms()));
         // The session stops waiting at its deadline, and then knows less than the worker could have told it.
         let left = left - TELLING.min(left / 10);
@@ -308,44 +363,20 @@ impl Worker {
         self.service.submit(Job { id, deadline: Instant::now() + left, op });
     }
 
-    /// Zeroises what has expired, a part of the cache each second.
-    fn sweep(&mut self) {
+    /// Zeroises what has expired, a part of the cache each second; and has this turn look at all slots.
+    fn each_second(&mut self) {
         let now = monotonic_ms();
         if now.saturating_sub(self.swept_at) < TURN.as_millis() as u64 {
             return;
         }
         self.swept_at = now;
+        self.marked.extend(0..self.area.slots.len());
         let cache = self.area.cache();
         let step = cache.sets().div_ceil(SWEEP_TURNS);
         cache.sweep(now, self.sweep_from..self.sweep_from + step);
         self.sweep_from += step;
         if self.sweep_from >= cache.sets() {
             self.sweep_from = 0;
-        }
-    }
-
-    fn publish(&self) {
-        let status = self.service.status();
-        let stats = &self.area.header.stats;
-        stats.calls.store(status.calls, Relaxed);
-        stats.failures.store(status.failures, Relaxed);
-        stats.retries.store(status.retries, Relaxed);
-        stats.coalesced.store(status.coalesced, Relaxed);
-        stats.in_flight.store(status.in_flight as u64, Relaxed);
-        stats.refused.store(status.refused, Relaxed);
-        stats.breaker.store(status.breaker_opened << 1 | u64::from(status.breaker_open), Relaxed);
-        stats.provider.store(if status.provider_error.is_none() { 1 } else { 2 }, Relaxed);
-        // A provider that cannot be opened fails every request without a call of its own.
-        let last = match (&status.provider_error, &status.last_error) {
-            (Some(error), _) => Some((error.kind, unix_now())),
-            (None, Some(last)) => {
-                Some((last.error.kind, last.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())))
-            }
-            (None, None) => None,
-        };
-        if let Some((kind, at)) = last {
-            stats.last_error_kind.store(kind as u32, Relaxed);
-            stats.last_error_at.store(at, Relaxed);
         }
     }
 }
@@ -363,24 +394,6 @@ fn die(death: hyperion_vault_kms::testing::Death) {
             "end asked for by a test"
         ),
     }
-}
-
-fn error_response(error: KmsError) -> Response {
-    Response::Error {
-        kind: error.kind,
-        message: error.message,
-        detail: error.detail.unwrap_or_default(),
-        hint: error.hint.unwrap_or_default(),
-    }
-}
-
-fn error_text(kind: ErrorKind, message: &str) -> Response {
-    Response::Error { kind, message: message.to_owned(), detail: String::new(), hint: String::new() }
-}
-
-/// For a slot whose client is gone: never read by anyone.
-fn withdrawn() -> Response {
-    error_text(ErrorKind::Internal, "withdrawn")
 }
 
 fn raise_kms(error: &KmsError) -> ! {

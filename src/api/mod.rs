@@ -226,5 +226,5 @@ audited!(
     Write,
     travel::import_sealed
 );
-sql_function!(vault_visible, pg_finfo_vault_visible, view::visible);
+sql_function!(vault_secrets_handler, pg_finfo_vault_secrets_handler, view::handler);
 audited!(vault_open, pg_finfo_vault_open, "decrypted_secrets", "read", Read, view::open);

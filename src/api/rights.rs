@@ -13,7 +13,7 @@ use std::rc::Rc;
 use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::policy::token::{Presented, is_valid};
 use hyperion_vault_core::policy::{
-    Action, Caller, NotHeld, Policy, Reach, Rule, administers, decide, may_hand_out, reach,
+    Action, Caller, NotHeld, Policy, Reach, Rule, Span, administers, decide, may_hand_out, reach, spans,
 };
 use hyperion_vault_core::secret::Timestamp;
 use pgrx::pg_sys::Oid;
@@ -94,6 +94,11 @@ impl Rights {
 
     pub fn reach(&self, action: Action) -> Reach {
         self.with(|caller, held| reach(caller, held, action))
+    }
+
+    /// The same, rule by rule.
+    pub fn spans(&self, action: Action) -> Vec<Span> {
+        self.with(|caller, held| spans(caller, held, action))
     }
 
     pub fn administer(&self) -> bool {

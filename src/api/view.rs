@@ -1,47 +1,156 @@
-//! The two functions behind `vault.decrypted_secrets`: which rows there are (`_visible`), and their value (`_open`).
+//! The two halves of `vault.decrypted_secrets`: which rows there are (`vault._readable`, a foreign table that this file
+//! scans), and their value (`vault._open`, a function).
 //!
 //! Client backends, main thread, primary or standby. The view has to open the rows of a query's *result* and no others,
-//! and to show nobody the name of a secret that he may not read. How:
+//! and to show nobody the name of a secret that they may not read. How:
 //!
-//! - It is a plain view over `vault.secrets` that the planner takes apart, so that `name = …`, `= ANY` and joins use the
-//!   index. A `security_barrier` view is never taken apart: a join would open every row.
-//! - So that a leaky function in the caller's WHERE sees no name it should not, the filter is row-level security on the
-//!   table: its conditions come first, and equality of texts, being leakproof, is still pushed into the index.
-//!   `security_invoker` makes it ask for the caller, not for the view's owner. Callers have SELECT on the columns of the
-//!   view and on nothing that is sealed.
+//! - It is a plain view that the planner takes apart, so that `name = …`, `= ANY` and joins reach the scan below it. A
+//!   `security_barrier` view is never taken apart: a join would open every row.
+//! - Below it is a foreign table, which gives out only rows that the current role may read: there is no filter that a leaky
+//!   function, a leakproof operator or EXPLAIN could get below. Its scan looks a name up only if the role may read it.
+//! - The view's owner has the only right to the foreign table. What runs here runs as the caller all the same.
 //! - `_open` is STABLE, since a volatile column keeps a view whole and is computed even for `count(*)`; STRICT, since
-//!   otherwise an outer join computes it below the join; and dear, since then it is computed after sort and LIMIT.
+//!   otherwise an outer join computes it below the join; and dear, since then it is computed after sort and LIMIT. A scan
+//!   that returned values itself would open rows that a filter, sort or join drops later.
 //!
 //! The traps it avoids. A STABLE function with constant arguments runs while a statement is planned, in a plain EXPLAIN
-//! too: `_open` refuses arguments that are constant. The caller may order conditions as he likes: `_open` asks the gate
-//! itself. The rows are as old as the query's snapshot: `_open` opens the secret as it is now, and only if it is the
-//! same secret; of one that has gone meanwhile the value is NULL.
+//! too: `_open` refuses arguments that are constant. Callers may order conditions as they like: `_open` asks the gate
+//! itself. Rows are as old as the page they came in: `_open` opens the secret as it is now, and only if it is the same
+//! secret; of one that has gone meanwhile the value is NULL.
+
+use std::collections::VecDeque;
 
 use hyperion_vault_core::envelope::{Format, Id};
 use hyperion_vault_core::policy::Action;
+use hyperion_vault_core::readable::{Source, Walk};
 use hyperion_vault_core::secret::Presence;
-use pgrx::pg_sys::Datum;
 
 use super::gate;
 use super::read::{text, with_key};
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
-use crate::store::secrets;
+use crate::pg::foreign::{self, COLUMNS, Scan, Table, Type, Value};
+use crate::store::readable::{self, Readable};
 
-/// `vault._visible(name, allowed_ips, expires_at, recover_until)`, on columns of a row.
-pub fn visible(args: &Args) -> Result<Return> {
-    gate::environment()?;
-    let live = secrets::presence(args.timestamp(2), args.timestamp(3)) == Presence::Live;
-    let here = match args.cidr_array(1) {
-        None => true,
-        Some(list) => list.is_ok_and(|list| gate::narrowed(Some(&list)).is_ok()),
-    };
-    let visible = match args.text(0) {
-        Some(name) if live && here => gate::permitted(&[Action::Read], name)?,
-        _ => false,
-    };
-    Ok(Return::Value(Datum::from(visible)))
+/// Names, and what is known of a secret without opening it.
+static READABLE: Table = Table {
+    columns: [
+        (c"id", Type::Uuid),
+        (c"name", Type::Text),
+        (c"description", Type::Text),
+        (c"created_at", Type::Timestamp),
+        (c"updated_at", Type::Timestamp),
+    ],
+    key: c"name",
+    explained: (c"Secrets", c"all that the current role may read"),
+    begin: |bound| {
+        gate::environment()?;
+        Ok(Box::new(Rows { walk: Walk::new(bound), page: VecDeque::new(), current: None }))
+    },
+};
+
+/// `vault._secrets_handler()`.
+pub fn handler(_args: &Args) -> Result<Return> {
+    Ok(foreign::handler(&READABLE))
+}
+
+/// A scan of the foreign table.
+struct Rows {
+    walk: Walk,
+    /// Rows that were fetched and not given out yet.
+    page: VecDeque<Readable>,
+    current: Option<Readable>,
+}
+
+impl Scan for Rows {
+    fn next(&mut self) -> Result<Option<[Value<'_>; COLUMNS]>> {
+        loop {
+            // Asked of each row when it leaves: a right that was revoked since the page was fetched counts no more.
+            while let Some(row) = self.page.pop_front() {
+                if is_shown(&row)? {
+                    return Ok(Some(values(self.current.insert(row))));
+                }
+            }
+            if !self.fetch()? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl Rows {
+    /// Fetches the next page, which may be empty; false if there is none.
+    fn fetch(&mut self) -> Result<bool> {
+        match &mut self.walk {
+            Walk::Names(left) => {
+                crate::pg::check_for_interrupts();
+                let Some(name) = left.pop_front() else { return Ok(false) };
+                // Before the look-up: without the right nothing is looked up, so nothing tells whether the name exists.
+                if gate::permitted(&[Action::Read], &name)? {
+                    self.page.extend(readable::named(&name)?);
+                }
+            }
+            Walk::Pages(pages) => {
+                let spans = gate::rights()?.spans(Action::Read);
+                let Some(rows) = pages.next(&spans, &mut Pages { kept: 0 })? else { return Ok(false) };
+                self.page = rows.into();
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The most that is kept of one span, in bytes: as much as one call of a function may return.
+const MAX_KEPT: usize = 512 << 20;
+
+struct Pages {
+    /// Bytes kept so far.
+    kept: usize,
+}
+
+impl Source for Pages {
+    type Row = Readable;
+    type Error = VaultError;
+
+    fn page(&mut self, start: &str, end: Option<&str>, rows: usize) -> Result<Vec<Readable>> {
+        readable::page(start, end, rows)
+    }
+
+    fn name(row: &Readable) -> &str {
+        &row.name
+    }
+
+    fn keep(&mut self, row: &Readable) -> Result<bool> {
+        let keep = is_shown(row)?;
+        if keep {
+            self.kept +=
+                size_of::<Readable>() + row.name.len() + row.description.as_ref().map_or(0, String::len);
+            if self.kept > MAX_KEPT {
+                return Err(VaultError::new(Kind::Invalid, "too many secrets for one scan")
+                    .detail(format!("A scan keeps at most {} MiB.", MAX_KEPT >> 20))
+                    .hint("Ask for secrets by name, or grant read on paths that end in their only *."));
+            }
+        }
+        Ok(keep)
+    }
+}
+
+/// Whether the current role may read the secret, from where it is, and the secret is live.
+fn is_shown(row: &Readable) -> Result<bool> {
+    Ok(row.presence() == Presence::Live
+        && gate::narrowed(row.allowed_ips.as_deref()).is_ok()
+        && gate::permitted(&[Action::Read], &row.name)?)
+}
+
+fn values(row: &Readable) -> [Value<'_>; COLUMNS] {
+    [
+        Value::Uuid(row.id),
+        Value::Text(&row.name),
+        row.description.as_deref().map_or(Value::Null, Value::Text),
+        Value::Timestamp(row.created_at),
+        Value::Timestamp(row.updated_at),
+    ]
 }
 
 /// `vault._open(id, name)`, on columns of a row.

@@ -14,6 +14,7 @@ pub mod ipc;
 pub mod launch;
 pub mod note;
 pub mod policy;
+pub mod readable;
 pub mod row;
 pub mod schedule;
 pub mod secret;

@@ -5,6 +5,7 @@
 //!  main thread of the kms worker                   tokio threads "hv-kms"
 //!  request slots ── Service::submit / cancel ──▶ flights: single flight, FIFO admission, deadline, retry
 //!                ◀─ Service::try_recv, wake ────            └──▶ KeyProvider: local | aws
+//!                ── Service::serve_now: local, without a fault configured
 //! ```
 //!
 //! Everything here runs inside the `hyperion_vault kms` background worker. The trap it avoids: PostgreSQL's
@@ -35,6 +36,8 @@ pub use aws::AwsProvider;
 pub use config::{AwsConfig, KmsMode, Limits, LocalConfig, ProviderConfig, ServiceConfig};
 pub use error::{ErrorKind, KmsError};
 pub use local::LocalProvider;
-pub use provider::{BoxFuture, GeneratedDek, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek};
+pub use provider::{
+    BoxFuture, GeneratedDek, ImmediateProvider, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
+};
 pub use service::{Completion, Job, Op, Outcome, Service, THREAD_NAME, THREADS, Wake};
 pub use status::{LastError, Status};

@@ -9,8 +9,8 @@
 //!     10      73  the DEK, sealed for its place (envelope::wrap_dek)
 //! ```
 //!
-//! Runs on the tokio threads of the kms worker and finishes without waiting: the key is read once, when the
-//! provider is opened; a reload opens another. The trap it avoids: the wrong key file after a restore, reported as
+//! Runs on the main thread of the kms worker ([`ImmediateProvider`]) or, behind a fault of the tests, on its tokio threads,
+//! and finishes without waiting: the key is read once, when the provider is opened; a reload opens another. The trap it avoids: the wrong key file after a restore, reported as
 //! damaged data. The fingerprint tells the two apart. It needs no authentication of its own: changed, it names a
 //! key that is not the loaded one, and the bytes are refused all the same.
 
@@ -22,7 +22,7 @@ use crate::config::{KmsMode, LocalConfig};
 use crate::error::{ErrorKind, KmsError};
 use crate::keyfile;
 use crate::provider::{
-    BoxFuture, GeneratedDek, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
+    BoxFuture, GeneratedDek, ImmediateProvider, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
 };
 
 const FORMAT: u8 = 1;
@@ -37,6 +37,8 @@ pub struct LocalProvider {
     /// Boxed, so that moving the provider leaves no copies of the key behind.
     master: Box<MasterKey>,
     fingerprint: [u8; FINGERPRINT_LEN],
+    /// `local:` and the fingerprint, which each answer carries.
+    key_id: String,
 }
 
 impl LocalProvider {
@@ -47,12 +49,13 @@ impl LocalProvider {
 
     fn new(master: Box<MasterKey>) -> Self {
         let fingerprint = master.fingerprint();
-        Self { master, fingerprint }
+        let key_id = format!("local:{}", hex(&fingerprint));
+        Self { master, fingerprint, key_id }
     }
 
     /// `local:` and the master key's fingerprint.
-    pub fn key_id(&self) -> String {
-        format!("local:{}", hex(&self.fingerprint))
+    pub fn key_id(&self) -> &str {
+        &self.key_id
     }
 
     fn generate(&self, context: &DekContext) -> Result<GeneratedDek, KmsError> {
@@ -68,7 +71,7 @@ impl LocalProvider {
         wrapped.extend_from_slice(&self.fingerprint);
         wrapped.extend_from_slice(&sealed);
         // The fingerprint is the material: another file is another key id.
-        let by = WrappedBy { key_id: self.key_id(), key_material_id: None };
+        let by = WrappedBy { key_id: self.key_id.clone(), key_material_id: None };
         Ok((WrappedDek(wrapped), by))
     }
 
@@ -95,6 +98,24 @@ impl LocalProvider {
         envelope::unwrap_dek(&self.master, context, sealed)
             .map(Box::new)
             .map_err(|_| KmsError::unauthenticated())
+    }
+
+    fn description(&self) -> KeyDescription {
+        KeyDescription { key_id: self.key_id.clone(), key_material_id: None, enabled: true }
+    }
+}
+
+impl ImmediateProvider for LocalProvider {
+    fn generate_now(&self, context: &DekContext) -> Result<GeneratedDek, KmsError> {
+        self.generate(context)
+    }
+
+    fn unwrap_now(&self, context: &DekContext, stored: &StoredDek) -> Result<Box<Dek>, KmsError> {
+        self.unwrap(context, stored.wrapped.as_bytes())
+    }
+
+    fn describe_now(&self) -> Result<KeyDescription, KmsError> {
+        Ok(self.description())
     }
 }
 
@@ -133,9 +154,11 @@ impl KeyProvider for LocalProvider {
     }
 
     fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>> {
-        Box::pin(
-            async move { Ok(KeyDescription { key_id: self.key_id(), key_material_id: None, enabled: true }) },
-        )
+        Box::pin(async move { Ok(self.description()) })
+    }
+
+    fn immediate(&self) -> Option<&dyn ImmediateProvider> {
+        Some(self)
     }
 }
 
@@ -238,8 +261,8 @@ mod tests {
         assert_eq!(error.kind, ErrorKind::Refused);
         assert_eq!(error.message, "key is sealed under another master key");
         let detail = error.detail.unwrap();
-        assert!(detail.contains(&ours.key_id()) && detail.contains(&theirs.key_id()), "{detail}");
-        assert!(error.hint.unwrap().contains(&theirs.key_id()));
+        assert!(detail.contains(ours.key_id()) && detail.contains(theirs.key_id()), "{detail}");
+        assert!(error.hint.unwrap().contains(theirs.key_id()));
         // With our fingerprint written over it, it still does not open.
         let mut forged = wrapped;
         forged[2..10].copy_from_slice(&ours.fingerprint);

@@ -47,6 +47,24 @@ pub trait KeyProvider: Send + Sync {
 
     /// The key that wraps now. Also the cheapest question that shows whether the service answers.
     fn describe(&self) -> BoxFuture<'_, Result<KeyDescription, KmsError>>;
+
+    /// The same provider without futures, if it needs no more than some microseconds for an answer.
+    fn immediate(&self) -> Option<&dyn ImmediateProvider> {
+        None
+    }
+}
+
+/// A provider that answers on the thread that asks: it computes, and never waits, reads a file, takes a lock that may be
+/// held, or fails in a way that a repetition cures. The worker's main thread calls it, where all sessions wait meanwhile.
+pub trait ImmediateProvider {
+    /// As [`KeyProvider::generate_dek`].
+    fn generate_now(&self, context: &DekContext) -> Result<GeneratedDek, KmsError>;
+
+    /// As [`KeyProvider::unwrap_dek`].
+    fn unwrap_now(&self, context: &DekContext, stored: &StoredDek) -> Result<Box<Dek>, KmsError>;
+
+    /// As [`KeyProvider::describe`].
+    fn describe_now(&self) -> Result<KeyDescription, KmsError>;
 }
 
 /// A DEK as the key service wrapped it: safe to store, opaque to everyone but its provider.

@@ -2,7 +2,7 @@
 //!
 //! Its functions are called on that main thread and return at once, except `start` and `reconfigure`, which read
 //! the key file, and `shutdown`, which waits as long as it is told. What they set going runs on [`THREADS`] tokio
-//! threads, in `task.rs`.
+//! threads, in `task.rs`; an [`ImmediateProvider`](crate::ImmediateProvider) is asked by `serve_now` on the main thread itself.
 //!
 //! The traps it avoids. *Signals*: a thread that does not block them may run PostgreSQL's handlers, which belong
 //! to the main thread. So the caller blocks all signals around `start` and restores them after; all threads are
@@ -137,6 +137,15 @@ impl Service {
         let shared =
             Arc::new(Shared { state: Mutex::new(state), idle: Condvar::new(), completions: sender, wake });
         Self { runtime: Some(runtime), shared, completions }
+    }
+
+    /// Answers at once, on the calling thread, if the provider can: no hand-over to another thread and back, which takes
+    /// longer than the local provider's work. `None`: nothing was asked, [`Self::submit`] it.
+    ///
+    /// Counted like any other call. A provider that panics fails this call alone. No deadline is looked at: it takes
+    /// microseconds. Concurrent questions share nothing, since there is no time in which a second could join.
+    pub fn serve_now(&self, op: &Op) -> Option<Result<Outcome, KmsError>> {
+        self.shared.serve_now(op)
     }
 
     /// Sets a job going. Whatever becomes of it, it becomes known through [`Self::try_recv`].

@@ -18,6 +18,8 @@ use crate::testing::{Faults, FaultyProvider};
 
 #[path = "outage_tests.rs"]
 mod outage;
+#[path = "serve_now_tests.rs"]
+mod serve_now;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: Limits =

@@ -52,3 +52,17 @@ pub struct Status {
     /// The latest attempt that succeeded.
     pub last_success_at: Option<SystemTime>,
 }
+
+impl Status {
+    /// An attempt has ended.
+    pub(crate) fn ended(&mut self, error: Option<&KmsError>) {
+        let at = SystemTime::now();
+        match error {
+            None => self.last_success_at = Some(at),
+            Some(error) => {
+                self.failures += 1;
+                self.last_error = Some(LastError { error: error.clone(), at });
+            }
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! A flight's task, and the state all flights and the main thread share.
 //!
-//! Tasks run on the tokio threads; `board`, `cancel`, `replace`, `close` are the main thread's. One short lock covers
+//! Tasks run on the tokio threads; `board`, `serve_now`, `cancel`, `replace`, `close` are the main thread's. One short lock covers
 //! all state and is never held across an await, a provider call or a delivery.
 //!
 //! The trap it avoids: a waiter that is never told. A flight's task ends by a result, by the last deadline, by the
@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use hyperion_vault_core::envelope::Dek;
 use tokio::runtime::Handle;
@@ -28,7 +28,7 @@ use crate::flights::{FlightId, Flights, Joined};
 use crate::provider::KeyProvider;
 use crate::retry;
 use crate::service::{Completion, Job, Op, Outcome, Wake, shutting_down};
-use crate::status::{LastError, Status};
+use crate::status::Status;
 
 /// What makes two jobs the same: provider generation (an answer of the provider before a reload is not an answer
 /// of the one after) and question.
@@ -122,6 +122,29 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// See [`Service::serve_now`](crate::Service::serve_now). On the main thread; holds the lock while it counts only.
+    pub(crate) fn serve_now(&self, op: &Op) -> Option<Result<Outcome, KmsError>> {
+        let provider = {
+            let state = self.lock();
+            if state.closed || state.breaker.is_open() {
+                return None;
+            }
+            state.provider.as_ref().ok().map(Arc::clone)?
+        };
+        let immediate = provider.immediate()?;
+        // Unwind safe: a provider keeps nothing between calls. The payload is not looked at, as in `Caught`.
+        let result = catch_unwind(AssertUnwindSafe(|| match op {
+            Op::Generate(context) => immediate.generate_now(context).map(Outcome::Generated),
+            Op::Unwrap { context, stored } => immediate.unwrap_now(context, stored).map(Outcome::Unwrapped),
+            Op::Describe => immediate.describe_now().map(Outcome::Described),
+        }))
+        .unwrap_or_else(|_| Err(broken()));
+        let mut state = self.lock();
+        state.counters.calls += 1;
+        state.counters.ended(result.as_ref().err());
+        Some(result)
     }
 
     /// Removes a job; its flight's task finds out whether anybody is left.
@@ -406,14 +429,7 @@ impl<'a> Attempt<'a> {
                 task.last_error = Some(error.clone());
             }
         }
-        let at = SystemTime::now();
-        match error {
-            None => state.counters.last_success_at = Some(at),
-            Some(error) => {
-                state.counters.failures += 1;
-                state.counters.last_error = Some(LastError { error: error.clone(), at });
-            }
-        }
+        state.counters.ended(error);
         if state.generation != self.call.generation || state.closed {
             return;
         }

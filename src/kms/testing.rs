@@ -7,8 +7,11 @@
 //! fail=unreachable,times=3  the next 3 calls fail so (without times: all)
 //! panic=1                   the next call panics
 //! hang                      calls never end (hang=2: the next 2)
+//! panic_now=1               the next call panics on the thread that asked, if the provider is asked there
 //! die=panic|error|fatal     the worker's main thread ends so, once, when it reads this at a reload
 //! ```
+//!
+//! Any other fault makes the provider one that is asked on tokio threads: delays and hangs are for those.
 //!
 //! The trap it avoids: a test that proves the fake. The real provider still does the work of every call that is
 //! not spoiled.
@@ -22,7 +25,7 @@ use hyperion_vault_core::envelope::{Dek, DekContext};
 
 use crate::error::{ErrorKind, KmsError};
 use crate::provider::{
-    BoxFuture, GeneratedDek, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
+    BoxFuture, GeneratedDek, ImmediateProvider, KeyDescription, KeyProvider, StoredDek, WrappedBy, WrappedDek,
 };
 
 /// "All calls": more than any test makes.
@@ -39,6 +42,8 @@ pub struct Faults {
     pub panics: u32,
     /// How many calls hang.
     pub hangs: u32,
+    /// How many calls panic on the main thread.
+    pub panics_now: u32,
     /// How the worker itself ends. Done by the worker: the provider has no part in it.
     pub die: Option<Death>,
 }
@@ -82,6 +87,7 @@ impl FromStr for Faults {
                 "times" => times = Some(number()?),
                 "panic" => faults.panics = number()?,
                 "hang" => faults.hangs = if value.is_none() { ALL } else { number()? },
+                "panic_now" => faults.panics_now = number()?,
                 "die" => faults.die = Some(value.and_then(Death::from_name).ok_or_else(|| bad(item))?),
                 _ => return Err(bad(item)),
             }
@@ -125,6 +131,7 @@ pub struct FaultyProvider<P: ?Sized> {
     failures_left: AtomicU32,
     panics_left: AtomicU32,
     hangs_left: AtomicU32,
+    panics_now_left: AtomicU32,
     outage: Outage,
     inner: Arc<P>,
 }
@@ -137,6 +144,7 @@ impl<P: KeyProvider + ?Sized> FaultyProvider<P> {
             failures_left: AtomicU32::new(faults.fail.map_or(0, |(_, times)| times)),
             panics_left: AtomicU32::new(faults.panics),
             hangs_left: AtomicU32::new(faults.hangs),
+            panics_now_left: AtomicU32::new(faults.panics_now),
             outage: Outage::default(),
             inner,
         }
@@ -146,6 +154,17 @@ impl<P: KeyProvider + ?Sized> FaultyProvider<P> {
     pub fn with_outage(mut self, outage: Outage) -> Self {
         self.outage = outage;
         self
+    }
+
+    /// The provider inside, for a call on the thread that asked.
+    fn spoil_now(&self) -> Result<&dyn ImmediateProvider, KmsError> {
+        self.outage.check()?;
+        if take(&self.panics_now_left) {
+            panic!("panic asked for by a test");
+        }
+        self.inner
+            .immediate()
+            .ok_or_else(|| KmsError::new(ErrorKind::Internal, "the provider inside is not immediate"))
     }
 
     async fn spoil(&self) -> Result<(), KmsError> {
@@ -229,6 +248,25 @@ impl<P: KeyProvider + ?Sized> KeyProvider for FaultyProvider<P> {
             self.inner.describe().await
         })
     }
+
+    fn immediate(&self) -> Option<&dyn ImmediateProvider> {
+        let on_this_thread = Faults { panics_now: self.faults.panics_now, ..Faults::default() };
+        (self.faults == on_this_thread && self.inner.immediate().is_some()).then_some(self)
+    }
+}
+
+impl<P: KeyProvider + ?Sized> ImmediateProvider for FaultyProvider<P> {
+    fn generate_now(&self, context: &DekContext) -> Result<GeneratedDek, KmsError> {
+        self.spoil_now()?.generate_now(context)
+    }
+
+    fn unwrap_now(&self, context: &DekContext, stored: &StoredDek) -> Result<Box<Dek>, KmsError> {
+        self.spoil_now()?.unwrap_now(context, stored)
+    }
+
+    fn describe_now(&self) -> Result<KeyDescription, KmsError> {
+        self.spoil_now()?.describe_now()
+    }
 }
 
 #[cfg(test)]
@@ -237,7 +275,8 @@ mod tests {
 
     #[test]
     fn parses_what_it_documents() {
-        let faults: Faults = "delay_ms=500, fail=unreachable,times=3,panic=1,hang,die=fatal".parse().unwrap();
+        let faults: Faults =
+            "delay_ms=500, fail=unreachable,times=3,panic=1,hang,panic_now=2,die=fatal".parse().unwrap();
         assert_eq!(
             faults,
             Faults {
@@ -245,6 +284,7 @@ mod tests {
                 fail: Some((ErrorKind::Unreachable, 3)),
                 panics: 1,
                 hangs: ALL,
+                panics_now: 2,
                 die: Some(Death::Fatal),
             }
         );

@@ -77,11 +77,6 @@ impl Args {
         self.datum(index).map(|d| pg_sys::Oid::from(d.value() as u32))
     }
 
-    /// A `timestamptz` argument.
-    pub fn timestamp(&self, index: usize) -> Option<i64> {
-        self.datum(index).map(|d| d.value() as i64)
-    }
-
     /// A `uuid` argument.
     pub fn uuid(&self, index: usize) -> Option<hyperion_vault_core::envelope::Id> {
         // SAFETY: declared uuid.

@@ -308,7 +308,7 @@ impl Table {
             let Some(place) = place else { return Ok(None) };
             match target.lock_at(write, place, wait)? {
                 Attempt::Locked(row) => {
-                    if has(&row.row()?, columns, keys) {
+                    if has(&row.row()?, columns, keys, true) {
                         return Ok(Some(row));
                     }
                     // Renamed while its lock was waited for: another row may have the keys now.

@@ -94,7 +94,9 @@ impl Indexes {
                     // Those of a deferrable constraint too: the check is not put off.
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
                 };
-                unique &= self.insert_one(*index, *info, tuple, row, checked);
+                let inserted = self.insert_one(*index, *info, tuple, row, checked);
+                // Of the others the result says nothing.
+                unique &= inserted || checked != pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL;
             }
         }
         unique

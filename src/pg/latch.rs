@@ -4,6 +4,7 @@
 //! [`Eventfd`], which the main thread waits on beside its latch.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,29 +64,78 @@ pub fn wait(timeout: Duration) {
     pgrx::check_for_interrupts!();
 }
 
-/// As [`wait`], also until `fd` is readable. For the worker's loop, which looks at its signals itself.
-pub fn wait_or_readable(fd: RawFd, timeout: Duration) {
-    let millis = millis(timeout);
-    // SAFETY: as in `wait`; `fd` is open for the caller's lifetime of it.
-    unsafe {
-        pg_sys::WaitLatchOrSocket(
-            pg_sys::MyLatch,
-            (pg_sys::WL_LATCH_SET
-                | pg_sys::WL_TIMEOUT
-                | pg_sys::WL_SOCKET_READABLE
-                | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-            fd,
-            millis,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
+/// What a worker's loop sleeps on: its latch, an [`Eventfd`], and the end of the postmaster. Made once: the server's
+/// `WaitLatchOrSocket` makes an epoll descriptor for each sleep and closes it again, six system calls.
+pub struct Events {
+    set: NonNull<pg_sys::WaitEventSet>,
+    /// Open as long as the set watches it.
+    wake: Eventfd,
+}
+
+impl Events {
+    /// For the rest of the process's life: the server frees it with the process.
+    pub fn new(wake: Eventfd) -> Self {
+        const EVENTS: i32 = 3;
+        // SAFETY: main thread of a process that owns MyLatch; the set has room for the three events added. It belongs to
+        // no resource owner and, where sets are allocated in a memory context, to one that is never reset.
+        let set = unsafe {
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, EVENTS);
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            let set = pg_sys::CreateWaitEventSet(std::ptr::null_mut(), EVENTS);
+            let nothing = std::ptr::null_mut();
+            pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, NO_SOCKET, pg_sys::MyLatch, nothing);
+            pg_sys::AddWaitEventToSet(
+                set,
+                pg_sys::WL_EXIT_ON_PM_DEATH,
+                NO_SOCKET,
+                std::ptr::null_mut(),
+                nothing,
+            );
+            pg_sys::AddWaitEventToSet(
+                set,
+                pg_sys::WL_SOCKET_READABLE,
+                wake.raw(),
+                std::ptr::null_mut(),
+                nothing,
+            );
+            set
+        };
+        match NonNull::new(set) {
+            Some(set) => Self { set, wake },
+            // palloc raises instead of returning null.
+            None => crate::error::VaultError::internal("no set of events to wait for").raise(),
+        }
     }
-    pgrx::check_for_interrupts!();
+
+    /// Sleeps until the latch is set, the eventfd was raised, or `timeout` is over, and makes both ready to be raised again.
+    /// The worker's loop looks at its signals itself.
+    pub fn wait(&self, timeout: Duration) {
+        let mut occurred = pg_sys::WaitEvent::default();
+        // SAFETY: `set` was made by `new` and never freed; one event is asked for and there is room for it.
+        unsafe {
+            pg_sys::WaitEventSetWait(
+                self.set.as_ptr(),
+                millis(timeout),
+                &mut occurred,
+                1,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        // With the latch reported first, a raised eventfd ends the next sleep at once.
+        if occurred.events & pg_sys::WL_SOCKET_READABLE != 0 {
+            self.wake.drain();
+        }
+    }
 }
 
 /// A counter in the kernel that any thread may raise and the main thread can sleep on.
 #[derive(Clone)]
 pub struct Eventfd(Arc<OwnedFd>);
+
+/// `PGINVALID_SOCKET`.
+const NO_SOCKET: pg_sys::pgsocket = -1;
 
 impl Eventfd {
     pub fn new() -> std::io::Result<Self> {
@@ -98,7 +148,7 @@ impl Eventfd {
         Ok(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
-    pub fn raw(&self) -> RawFd {
+    fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 
@@ -110,7 +160,7 @@ impl Eventfd {
     }
 
     /// Makes it unreadable again.
-    pub fn drain(&self) {
+    fn drain(&self) {
         let mut count = [0u8; 8];
         // SAFETY: 8 writable bytes. EAGAIN means nobody had raised it.
         unsafe { libc::read(self.raw(), count.as_mut_ptr().cast(), count.len()) };

@@ -13,6 +13,7 @@ pub mod condvar;
 pub mod datum;
 pub mod exit;
 pub mod fcinfo;
+pub mod foreign;
 pub mod guc;
 pub mod heap;
 pub mod identity;
@@ -81,6 +82,11 @@ pub fn on_unique_violation<R>(
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(f))
         .catch_when(pgrx::PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, move |_| error().raise())
         .execute()
+}
+
+/// Lets a cancellation or termination of the session take effect, which unwinds.
+pub fn check_for_interrupts() {
+    pgrx::check_for_interrupts!();
 }
 
 /// Seconds since 1970.

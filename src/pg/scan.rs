@@ -240,7 +240,7 @@ impl Table {
         };
         // SAFETY: the tuple is pinned until `open` ends.
         let row = open.tuple().and_then(|tuple| unsafe { Tuple::new(tuple, &known.layout) });
-        if let Some(row) = row.filter(|row| has(row, columns, keys)) {
+        if let Some(row) = row.filter(|row| has(row, columns, keys, false)) {
             let outcome = visit(Some(&row));
             open.end();
             return outcome;
@@ -278,10 +278,11 @@ impl Table {
     }
 }
 
-/// Whether the row has these keys in these columns.
-pub(super) fn has(row: &Tuple<'_>, columns: &[i16], keys: &[Key<'_>]) -> bool {
+/// Whether the row has these keys in these columns. A text that is stored compressed counts as another one unless it is to
+/// be `decompressed`.
+pub(super) fn has(row: &Tuple<'_>, columns: &[i16], keys: &[Key<'_>], decompressed: bool) -> bool {
     keys.iter().zip(columns).all(|(key, column)| match key {
-        // Not a compressed one: then the index is asked.
+        Key::Text(text) if decompressed => row.bytes(*column) == Some(text.as_bytes()),
         Key::Text(text) => row.inline(*column) == Some(text.as_bytes()),
         Key::Uuid(id) => row.uuid(*column) == Some(*id),
         Key::Bool(value) => row.bool(*column) == Some(*value),

@@ -8,6 +8,7 @@ mod derived;
 mod info;
 pub mod listing;
 pub mod meta;
+pub mod readable;
 pub mod roles;
 pub mod schedule;
 pub mod sealed;

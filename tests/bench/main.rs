@@ -6,7 +6,7 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms`, `scale`, `access`, `audit`, `long_log`, `crowd` and `rotation` are other matters, with clusters and files of their own;
+//! `kms`, `scale`, `access`, `audit`, `long_log`, `crowd`, `rotation` and `rotation_local` are other matters, with clusters and files of their own;
 //! `instructions` counts instead of measuring time, and `gate`, which is not in "all", fails if there are too many.
 
 mod access;
@@ -19,6 +19,7 @@ mod pgbench;
 mod relay;
 mod report;
 mod rotation;
+mod rotation_local;
 mod scale;
 mod scenarios;
 mod stats;
@@ -27,7 +28,7 @@ use hyperion_vault_tests::{Client, Cluster, StopMode, memory};
 use machine::{Cores, Sessions};
 use pgbench::Run;
 use report::{Outcome, Pair, Side};
-use scenarios::{FEW, FIRST, FIRST_USERPASS, FIRST_VERSIONED, Kind, SECRETS, Scenario};
+use scenarios::{FEW, FIRST, FIRST_USERPASS, FIRST_VERSIONED, FIRST_WRITTEN, Kind, SECRETS, Scenario};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -40,7 +41,7 @@ const MISSES: f64 = 0.001;
 const SETTINGS: [(&str, &str); 6] = [
     // For 64 of pgbench and a few of ours.
     ("max_connections", "120"),
-    // As in production; it concerns the writing scenario alone.
+    // As in production, and synchronous_commit stays on; it concerns the writing scenarios alone.
     ("fsync", "on"),
     // Nothing else is to run meanwhile.
     ("autovacuum", "off"),
@@ -104,6 +105,7 @@ fn main() {
             instructions::NAME,
             instructions::GATE,
             rotation::NAME,
+            rotation_local::NAME,
         ]
         .iter()
         .any(|name| plan.wants(name));
@@ -139,6 +141,9 @@ fn main() {
     }
     if plan.wants(rotation::NAME) {
         document["rotation"] = rotation::measure(plan.pairs.min(3), cores);
+    }
+    if plan.wants(rotation_local::NAME) {
+        document["rotation_local"] = rotation_local::measure(plan.pairs, cores);
     }
     write(&plan.out, &document);
 }
@@ -217,20 +222,27 @@ fn fill(cluster: &Cluster) -> &'static str {
         let last = first + u64::from(count) - 1;
         format!("SELECT n::text, repeat(md5(n::text), 2) FROM generate_series({first}, {last}) n")
     };
-    let (plain, userpass, versioned) =
-        (rows(FIRST, SECRETS), rows(FIRST_USERPASS, FEW), rows(FIRST_VERSIONED, FEW));
+    let (plain, userpass, versioned, written) = (
+        rows(FIRST, SECRETS),
+        rows(FIRST_USERPASS, FEW),
+        rows(FIRST_VERSIONED, FEW),
+        rows(FIRST_WRITTEN, SECRETS),
+    );
     run(
         &mut root,
         &format!(
             "CREATE SCHEMA bench;
              CREATE TABLE bench.plain (name text COLLATE \"C\" PRIMARY KEY, value text NOT NULL);
              CREATE TABLE bench.inserted (LIKE bench.plain INCLUDING ALL);
+             CREATE TABLE bench.updated (LIKE bench.plain INCLUDING ALL);
              CREATE FUNCTION bench.wrapped(text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS
                'BEGIN RETURN (SELECT value FROM bench.plain WHERE name = $1); END';
              GRANT USAGE ON SCHEMA bench TO app, ops;
              GRANT SELECT ON bench.plain TO app;
              GRANT INSERT ON bench.inserted TO ops;
-             INSERT INTO bench.plain {plain} UNION ALL {userpass} UNION ALL {versioned};"
+             GRANT SELECT, UPDATE ON bench.updated TO ops;
+             INSERT INTO bench.plain {plain} UNION ALL {userpass} UNION ALL {versioned};
+             INSERT INTO bench.updated {written};"
         ),
     );
     let mut ops = vault.ops();
@@ -240,6 +252,7 @@ fn fill(cluster: &Cluster) -> &'static str {
     each("vault.create_secret(name => name, username => 'user', password => value)", &userpass);
     each("vault.create_secret(name => name, value => reverse(value), grace_period => '1 day')", &versioned);
     each("vault.put_secret(name, value)", &versioned);
+    each("vault.create_secret(name, value)", &written);
     let old = "SELECT count(*) FROM bench.plain WHERE length(name) > 0 AND name >= $1 AND vault.read_secret(name, 1) <> reverse(value)";
     let first = FIRST_VERSIONED.to_string();
     let wrong: i64 = vault.app().query_one(old, &[&first]).expect("versions in grace").get(0);
@@ -262,6 +275,10 @@ fn measure(cluster: &Cluster, scenario: &Scenario, plan: &Plan) -> Outcome {
     let sessions = Sessions::of(cluster);
     let side = |script: &str, seed| {
         relay::settle(cluster);
+        if scenario.kind == Kind::Writing {
+            // Autovacuum is off: dead rows that one run leaves are not to slow the next.
+            run(&mut cluster.superuser(), "VACUUM");
+        }
         let before = sessions.total(cluster);
         let run = Run { script, user: scenario.user, clients: scenario.clients, seconds, seed };
         let rate = run.execute(cluster);

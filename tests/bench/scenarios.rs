@@ -11,6 +11,8 @@ pub const FIRST: u64 = 100_000_000_000;
 pub const FEW: u32 = 1_000;
 pub const FIRST_USERPASS: u64 = 300_000_000_000;
 pub const FIRST_VERSIONED: u64 = 400_000_000_000;
+/// As many as [`SECRETS`] that are written to, in both, and never read: the table of the reads stays as it was filled.
+pub const FIRST_WRITTEN: u64 = 450_000_000_000;
 /// Names in one call of `read_secrets`.
 const BATCH: u32 = 50;
 
@@ -63,6 +65,8 @@ pub fn all() -> Vec<Scenario> {
     let value = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     let insert = format!("INSERT INTO bench.inserted (name, value) VALUES (:n, '{value}');\n");
     let create = format!("SELECT (vault.create_secret(:n, '{value}')).version;\n");
+    let update = format!("UPDATE bench.updated SET value = '{value}' WHERE name = :n;\n");
+    let put = format!("SELECT (vault.put_secret(:n, '{value}')).version;\n");
     let names = format!("ARRAY(SELECT (:n::bigint + i)::text FROM generate_series(0, {}) i)", BATCH - 1);
     let mut all = Vec::new();
     let mut add = |name, clients, kind, (first, count), vault: &str, plain: &str| {
@@ -106,6 +110,14 @@ pub fn all() -> Vec<Scenario> {
             clients,
             kind: Kind::Writing,
         });
+        all.push(Scenario {
+            name: "put_secret",
+            vault: script(FIRST_WRITTEN, SECRETS, &put),
+            plain: script(FIRST_WRITTEN, SECRETS, &update),
+            user: "ops",
+            clients,
+            kind: Kind::Writing,
+        });
     }
     // The stated figure first; writes late, so that they disturb no read; cold last, which restarts the server.
     all.sort_by_key(|scenario| scenario.kind);
@@ -121,12 +133,14 @@ mod tests {
         let order: Vec<_> = all().iter().map(|scenario| (scenario.name, scenario.clients)).collect();
         assert_eq!(order[..3], [("read_secret", 1), ("read_secret", 8), ("read_secret", 64)]);
         let place = |name| order.iter().position(|(n, _)| *n == name).unwrap();
-        assert!(place("plpgsql") < place("create_secret") && place("create_secret") < place("cold_read"));
+        for writing in ["create_secret", "put_secret"] {
+            assert!(place("plpgsql") < place(writing) && place(writing) < place("cold_read"));
+        }
     }
 
     #[test]
-    fn no_two_writing_runs_have_the_same_names() {
-        let writing = all().into_iter().filter(|scenario| scenario.kind == Kind::Writing);
+    fn no_two_runs_create_the_same_names() {
+        let writing = all().into_iter().filter(|scenario| scenario.name == "create_secret");
         let seeds: Vec<_> =
             writing.flat_map(|scenario| (0..4).map(move |pair| scenario.seed(pair))).collect();
         let distinct: std::collections::HashSet<_> = seeds.iter().collect();

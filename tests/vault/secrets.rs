@@ -12,6 +12,8 @@ mod neighbours;
 mod paging;
 mod rename;
 mod roll_back;
+mod scans;
+mod traces;
 mod view;
 
 use hyperion_vault_tests::{Ask, Client, Vault};

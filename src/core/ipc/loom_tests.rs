@@ -1,4 +1,4 @@
-//! The slot under loom: the memory orderings, which `model` (sequentially consistent) cannot see.
+//! Slot and inbox under loom: the memory orderings, which `model` (sequentially consistent) cannot see.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p hyperion_vault_core --release loom`. Two threads and one word of payload
 //! each way keep the search short; loom's stale `Relaxed` loads do the rest.
@@ -8,9 +8,10 @@
 //! begin with just such loads. So each test is written for the order that matters to happen by default, the
 //! spawning thread first; `model` is the one that tries all orders.
 
-use loom::sync::Arc;
+use loom::sync::{Arc, Notify};
 use loom::thread;
 
+use super::inbox::InboxOf;
 use super::slot::{Completed, Poll, Reclaimed, Recovered, SlotOf};
 use super::state::{Epoch, State};
 
@@ -164,5 +165,79 @@ fn loom_abandoning_meets_recovery() {
         }
         successor.join().expect("successor");
         assert_free_and_wiped(&slot);
+    });
+}
+
+/// The slots of two clients, the inbox, and the worker's latch.
+struct Office {
+    slots: [Tiny; 2],
+    inbox: InboxOf<1>,
+    latch: Notify,
+}
+
+impl Office {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { slots: [Tiny::new(), Tiny::new()], inbox: InboxOf::new(), latch: Notify::new() })
+    }
+
+    /// A client that submits in its slot and rings, and never looks again.
+    fn submit(&self, slot: usize) {
+        let ticket = self.slots[slot].try_claim(slot as i32).expect("its own slot");
+        self.slots[slot].write_request(&ticket, 7, 99, &REQUEST).expect("just claimed");
+        self.slots[slot].submit(&ticket).expect("just claimed");
+        self.inbox.mark(slot);
+        if self.inbox.ring() {
+            self.latch.notify();
+        }
+    }
+
+    /// The worker's loop until it has answered `requests`. A lost wake-up is a thread that waits for ever, which loom reports.
+    fn serve(&self, requests: usize) {
+        let mut served = 0;
+        loop {
+            self.inbox.awake();
+            self.inbox.collect(self.slots.len(), |slot| {
+                let served_it = serve(&self.slots[slot], Epoch::from_counter(1));
+                assert!(matches!(served_it, Some(Completed::Delivered(_))), "marked before it was submitted");
+                served += 1;
+            });
+            if served == requests {
+                return;
+            }
+            if self.inbox.may_sleep(self.slots.len()) {
+                self.latch.wait();
+            }
+        }
+    }
+}
+
+#[test]
+fn loom_no_wake_up_is_lost() {
+    loom::model(|| {
+        let office = Office::new();
+        let client = {
+            let office = office.clone();
+            thread::spawn(move || office.submit(0))
+        };
+        office.serve(1);
+        client.join().expect("client");
+    });
+}
+
+#[test]
+fn loom_a_client_may_rely_on_the_wake_up_of_another() {
+    let mut model = loom::model::Builder::new();
+    // Three threads: so many switches where a thread could have gone on are enough to lose a wake-up, and not too many.
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let office = Office::new();
+        let clients = [0, 1].map(|slot| {
+            let office = office.clone();
+            thread::spawn(move || office.submit(slot))
+        });
+        office.serve(2);
+        for client in clients {
+            client.join().expect("client");
+        }
     });
 }

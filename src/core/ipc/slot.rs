@@ -22,7 +22,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::atomic::{AtomicI32, AtomicU32, AtomicU64, load_bytes, store_bytes, wipe};
 use super::state::{Epoch, Event, State, Word};
@@ -300,10 +300,10 @@ impl<const Q: usize, const R: usize> SlotOf<Q, R> {
         })
     }
 
-    /// Copies the request into `out`, whose former content is wiped. The request stays in the slot: should this
-    /// worker die, its successor tries again. `false`: the ticket is stale; `out` is empty.
+    /// Copies the request into `out`, in place of what was there; requests hold no secret. The request stays in the slot:
+    /// should this worker die, its successor tries again. `false`: the ticket is stale; `out` is empty.
     pub fn read_request(&self, ticket: &WorkerTicket, out: &mut Vec<u8>) -> bool {
-        out.zeroize();
+        out.clear();
         if !self.is_worked_by(ticket) {
             return false;
         }

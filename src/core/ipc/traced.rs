@@ -160,6 +160,10 @@ macro_rules! traced {
                 if done { Ok(found as $int) } else { Err(found as $int) }
             }
 
+            pub(crate) fn swap(&self, value: $int, order: Ordering) -> $int {
+                access(self.addr(), Kind::Exchange, || (true, self.0.swap(value, order) as u64)).1 as $int
+            }
+
             pub(crate) fn fetch_add(&self, by: $int, order: Ordering) -> $int {
                 access(self.addr(), Kind::Exchange, || (true, self.0.fetch_add(by, order) as u64)).1 as $int
             }

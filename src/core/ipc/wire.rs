@@ -3,7 +3,8 @@
 //! Encoded by one process and decoded by another of the same build, so there is no version byte; parsers are total
 //! all the same, since what lies in shared memory is outside the type system. Runs in client backends and on the
 //! worker's main thread. The trap it avoids: a DEK in a buffer that grows (old copies stay behind unwiped) or in
-//! a `{:?}`; buffers are made at their final size, wiped on drop, and Debug shows no key.
+//! a `{:?}`; buffers are made at their final size, wiped on drop, and Debug shows no key. Their size is that of the message,
+//! not the largest possible: wiping 8 kB takes longer than the local provider needs for a key.
 //!
 //! Format: a tag byte, then the fields in order; fixed-size fields as they are, others with a little-endian u16
 //! length. Bytes left over after the last field are refused.
@@ -62,7 +63,7 @@ impl Request {
 
     /// At most [`REQUEST_BYTES`] bytes. Fails on an overlong wrapped key, which no provider made.
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
-        let mut out = Writer::new(REQUEST_BYTES);
+        let mut out = Writer::new(self.encoded_len());
         out.raw(&[self.tag()]);
         match self {
             Self::GenerateDek { context } => out.raw(&context.to_bytes()),
@@ -74,7 +75,17 @@ impl Request {
             Self::Describe => {}
         }
         // Requests hold nothing secret: the buffer may leave its wiping wrapper.
-        Ok(out.0.to_vec())
+        Ok(std::mem::take(&mut *out.0))
+    }
+
+    fn encoded_len(&self) -> usize {
+        1 + match self {
+            Self::GenerateDek { .. } => DekContext::LEN,
+            Self::UnwrapDek { wrapped, key_id, .. } => {
+                DekContext::LEN + field_len(wrapped.len()) + field_len(key_id.len())
+            }
+            Self::Describe => 0,
+        }
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -261,7 +272,7 @@ impl Response {
     }
 
     fn try_encode(&self) -> Result<Zeroizing<Vec<u8>>, Malformed> {
-        let mut out = Writer::new(RESPONSE_BYTES);
+        let mut out = Writer::new(self.encoded_len());
         match self {
             Self::Dek { dek, wrapped, key_id, key_material_id } => {
                 out.raw(&[1]);
@@ -289,6 +300,32 @@ impl Response {
         }
         Ok(out.0)
     }
+
+    /// Of an error at most so much, since its texts are cut.
+    fn encoded_len(&self) -> usize {
+        1 + match self {
+            Self::Dek { wrapped, key_id, key_material_id, .. } => {
+                KEY_LEN
+                    + field_len(wrapped.len())
+                    + field_len(key_id.len())
+                    + field_len(key_material_id.len())
+            }
+            Self::Unwrapped { .. } => KEY_LEN,
+            Self::Described { provider, key_id, key_material_id } => {
+                field_len(provider.len()) + field_len(key_id.len()) + field_len(key_material_id.len())
+            }
+            Self::Error { message, detail, hint, .. } => {
+                1 + field_len(message.len().min(MAX_MESSAGE))
+                    + field_len(detail.len().min(MAX_DETAIL))
+                    + field_len(hint.len().min(MAX_HINT))
+            }
+        }
+    }
+}
+
+/// A field of this many bytes, with its length before it.
+const fn field_len(bytes: usize) -> usize {
+    2 + bytes
 }
 
 /// The longest prefix of at most `max` bytes that ends at a character boundary.
@@ -305,6 +342,10 @@ impl Writer {
     }
 
     fn raw(&mut self, bytes: &[u8]) {
+        debug_assert!(
+            self.0.len() + bytes.len() <= self.0.capacity(),
+            "a buffer that grows leaves a copy behind"
+        );
         self.0.extend_from_slice(bytes);
     }
 

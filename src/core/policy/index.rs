@@ -11,6 +11,7 @@
 
 use super::roles::{Action, manages};
 use super::rules::{Granted, Rule};
+use super::spans::Span;
 use crate::secret::Pattern;
 
 /// A set of actions, one bit each.
@@ -127,13 +128,18 @@ impl Policy {
 
     /// For each rule with `action`, the range of names that start as its path does.
     pub(super) fn ranges(&self, action: Action) -> impl Iterator<Item = (String, Option<String>)> {
-        self.nodes.iter().flat_map(move |node| {
-            let open = node.below.includes(action)
-                || node.others.iter().any(|(_, actions)| actions.includes(action));
+        self.spans(action).map(|span| (span.start, span.end))
+    }
+
+    /// The same as spans, which say whether the rule allows all of the range.
+    pub(super) fn spans(&self, action: Action) -> impl Iterator<Item = Span> {
+        self.nodes.iter().filter_map(move |node| {
+            let below = node.below.includes(action);
+            let open = below || node.others.iter().any(|(_, actions)| actions.includes(action));
             let exact = node.exact.includes(action);
             let start = node.prefix.to_string();
             let end = if open { end_of(&node.prefix) } else { Some(just_after(&start)) };
-            (open || exact).then_some((start, end))
+            (open || exact).then_some(Span { start, end, whole: below || !open })
         })
     }
 }

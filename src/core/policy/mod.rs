@@ -9,6 +9,7 @@ pub mod index;
 pub mod label;
 pub mod roles;
 pub mod rules;
+pub mod spans;
 pub mod target;
 pub mod token;
 pub mod uses;
@@ -20,3 +21,4 @@ pub use roles::{
     Action, Caller, Decision, NotHeld, Reach, administers, decide, may_hand_out, permits, reach,
 };
 pub use rules::{Granted, Rule};
+pub use spans::{Span, spans};

@@ -22,7 +22,7 @@ INSERT INTO listing
 -- The members as pg_depend has them, and whatever else is in the schema without being one.
 SELECT 0, 'member: ' || pg_describe_object(classid, objid, 0) FROM member
  WHERE NOT (classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
-              WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind IN ('r', 'v'))))
+              WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind IN ('r', 'v', 'f'))))
 UNION ALL SELECT 1, 'stranger: ' || pg_describe_object(o.classid, o.objid, 0)
   FROM (SELECT 'pg_proc'::regclass::oid, oid, pronamespace FROM pg_proc
         UNION ALL SELECT 'pg_class'::regclass, oid, relnamespace FROM pg_class WHERE relkind NOT IN ('i', 'c')
@@ -46,7 +46,7 @@ UNION ALL SELECT 4, format('type %s: %s, owner %s, rights %s', t.oid::regtype,
                 FROM pg_attribute WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped), t.typtype::text),
     pg_get_userbyid(typowner), pg_temp.rights(typacl, 'T', typowner))
   FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
- WHERE t.typcategory <> 'A' AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind IN ('r', 'v'))
+ WHERE t.typcategory <> 'A' AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind IN ('r', 'v', 'f'))
 UNION ALL SELECT 5, format('table %s: %s, rls %s, forced %s, owner %s, rights %s', c.oid::regclass,
     CASE relpersistence WHEN 'p' THEN 'logged' ELSE relpersistence::text END, relrowsecurity, relforcerowsecurity,
     pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner))
@@ -82,6 +82,20 @@ UNION ALL SELECT 12, format('function %s(%s) returns %s: %s, owner %s, rights %s
 UNION ALL SELECT 14, format('view %s: %s, owner %s, rights %s, as%s', c.oid::regclass, array_to_string(reloptions, ' '),
     pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner), regexp_replace(regexp_replace(pg_get_viewdef(c.oid), '\s+', ' ', 'g'), '\ms\.', '', 'g'))
   FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid WHERE relkind = 'v'
+UNION ALL SELECT 15, format('foreign table %s: server %s, options %s, owner %s, rights %s, columns %s', c.oid::regclass, srvname,
+    coalesce(array_to_string(ftoptions, ' '), 'none'), pg_get_userbyid(relowner), pg_temp.rights(relacl, 'r', relowner),
+    (SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), 'collation ' || nullif(attcollation, t.typcollation)::regcollation::text,
+              'RIGHTS ' || attacl::text), ', ' ORDER BY attnum)
+       FROM pg_attribute JOIN pg_type t ON t.oid = atttypid WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped))
+  FROM pg_foreign_table f JOIN pg_class c ON c.oid = ftrelid JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
+  JOIN pg_foreign_server s ON s.oid = ftserver
+UNION ALL SELECT 16, format('wrapper %s: handler %s, validator %s, options %s, owner %s, rights %s', fdwname, fdwhandler::regproc, fdwvalidator::regproc,
+    coalesce(array_to_string(fdwoptions, ' '), 'none'), pg_get_userbyid(fdwowner), pg_temp.rights(fdwacl, 'F', fdwowner))
+  FROM pg_foreign_data_wrapper w JOIN member m ON m.classid = 'pg_foreign_data_wrapper'::regclass AND m.objid = w.oid
+UNION ALL SELECT 17, format('server %s: wrapper %s, options %s, owner %s, rights %s', srvname, fdwname, coalesce(array_to_string(srvoptions, ' '), 'none'),
+    pg_get_userbyid(srvowner), pg_temp.rights(srvacl, 'S', srvowner))
+  FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = srvfdw
+  JOIN member m ON m.classid = 'pg_foreign_server'::regclass AND m.objid = s.oid
 UNION ALL SELECT 13, format('dumped: %s%s', o::regclass, coalesce(' where ' || nullif(e.extcondition[i], ''), ''))
   FROM pg_extension e, unnest(e.extconfig) WITH ORDINALITY AS u(o, i) WHERE extname = 'hyperion_vault';
 
