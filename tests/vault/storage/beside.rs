@@ -49,13 +49,15 @@ fn indexes_of_others_are_kept_right() {
         manager.ask(&format!(
             "SELECT vault.put_secret('s/' || i, 'turn {turn}') FROM generate_series(1, 120) i;
              SELECT vault.update_secret('s/' || i, description => 'words of turn {turn}', metadata => '{{\"a\": {turn}}}') FROM generate_series(100, 200) i;
-             SELECT vault.delete_secret('s/' || i) FROM generate_series(190, 200) i; SELECT vault.create_secret('s/' || i, 'anew') FROM generate_series(190, 200) i;
-             BEGIN; SELECT vault.put_secret('s/' || i, 'never') FROM generate_series(1, 50) i; ROLLBACK"
+             SELECT vault.delete_secret('s/' || i) FROM generate_series(190, 200) i; SELECT vault.create_secret('s/' || i, 'anew') FROM generate_series(190, 200) i"
         ));
+        manager.ask(
+            "BEGIN; SELECT vault.put_secret('s/' || i, 'never') FROM generate_series(1, 50) i; ROLLBACK",
+        );
         match turn {
             0 => root.ask("VACUUM FULL vault.secrets"),
             1 => {
-                root.ask("CLUSTER vault.secrets USING x_partial").to_owned()
+                root.ask("CLUSTER vault.secrets USING secrets_pkey").to_owned()
                     + &root.ask("REINDEX TABLE CONCURRENTLY vault.secrets")
             }
             _ => root.ask("VACUUM (ANALYZE) vault.secrets"),
@@ -206,7 +208,11 @@ fn changes_are_decoded_with_their_keys() {
     assert!(has("table vault.secret_versions: DELETE:", &[&id, "version[integer]:1"]));
     assert!(has("table vault.role_permissions: DELETE:", &["path[text]:'x'"]));
     assert!(has("table vault.secrets: INSERT:", &["name[text]:'in part'"]));
-    assert!(!changes.contains("never"), "rolled back");
+    // The audit log tells of them.
+    assert!(
+        !changes.lines().any(|line| line.contains("never") && !line.contains("vault.audit_log")),
+        "rolled back"
+    );
     assert!(!changes.contains("no-tuple-data"), "a row without its key");
     let bytes: i64 = root
         .ask("SELECT sum(length(data)) FROM pg_logical_slot_get_binary_changes('binary', NULL, NULL, 'proto_version', '1', 'publication_names', 'everything')")
