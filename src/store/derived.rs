@@ -16,7 +16,7 @@ use pgrx::pg_sys::{Datum, Oid};
 use super::secrets::{column, is_automatic, unreadable};
 use crate::error::Result;
 use crate::pg::datum;
-use crate::pg::heap::{RowLock, Write};
+use crate::pg::heap::{Wait, Write};
 use crate::pg::scan::{Direction, Index, Key, Table, equal};
 use crate::pg::tuple::Tuple;
 
@@ -155,53 +155,60 @@ pub(super) fn secret_changed(write: &Write, before: &Derived, after: &Derived) -
 /// A secret's row is gone.
 pub(super) fn secret_deleted(write: &Write, before: &Derived) -> Result<()> {
     forget_roles(write, before.id, &before.target_roles)?;
-    let mut dates: Vec<RowLock<'_>> = Vec::new();
+    let mut dates = Vec::new();
     DATES.with(|table| {
+        let held = table.hold(write)?;
         table.scan(BY_SECRET, &equal([Key::Uuid(before.id)]), Direction::Forward, |row| {
-            dates.push(table.take(write, row)?);
+            dates.push(held.take(row));
             Ok(true)
         })?;
-        dates.iter().try_for_each(|date| table.delete(write, date))
+        dates.iter().try_for_each(|date| match table.lock_taken(write, date)? {
+            Some(date) => table.delete(write, &date),
+            None => Ok(()),
+        })
     })
 }
 
 fn forget_roles(write: &Write, secret: Id, roles: &[Oid]) -> Result<()> {
     TARGET_ROLES.with(|table| {
         for oid in roles {
-            let key = equal([Key::Oid(*oid), Key::Uuid(secret)]);
-            let found = table.find(0, &key, Direction::Forward, |row| table.take(write, row).map(Some))?;
-            if let Some(found) = found {
-                table.delete(write, &found)?;
+            if let Some(row) = table.lock(write, 0, &[Key::Oid(*oid), Key::Uuid(secret)], Wait::Block)? {
+                table.delete(write, &row)?;
             }
         }
         Ok(())
     })
 }
 
-/// Sets or removes a date of a locked secret.
+/// Sets or removes a date of a secret: of one that is locked, or as a restore brings it.
 pub(super) fn set_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64>) -> Result<()> {
+    let key = [Key::Uuid(secret), kind.key()];
     DATES.with(|table| {
-        let key = equal([Key::Uuid(secret), kind.key()]);
-        let known = table.find(BY_SECRET, &key, Direction::Forward, |row| {
-            Ok(Some((table.take(write, row)?, row.timestamp(date::AT))))
-        })?;
-        match (known, at) {
-            (None, None) => Ok(()),
-            (Some((_, known)), Some(_)) if known == at => Ok(()),
-            (Some((row, _)), Some(at)) => {
-                table.update(write, &row, &[(date::AT, Some(Datum::from(at)))]).map(drop)
-            }
-            (Some((row, _)), None) => table.delete(write, &row),
-            (None, Some(at)) => table
-                .insert(
-                    write,
-                    &[
+        loop {
+            let known =
+                table.point(BY_SECRET, &key, None, |row| Ok(row.map(|row| row.timestamp(date::AT))))?;
+            match (known, at) {
+                (None, None) => return Ok(()),
+                (Some(known), at) if known == at => return Ok(()),
+                (Some(_), at) => {
+                    let Some(row) = table.lock(write, BY_SECRET, &key, Wait::Block)? else { continue };
+                    return match at {
+                        Some(at) => table.update(write, &row, &[(date::AT, Some(Datum::from(at)))]).map(drop),
+                        None => table.delete(write, &row),
+                    };
+                }
+                (None, Some(at)) => {
+                    let row = [
                         (date::SECRET_ID, Some(datum::uuid(secret))),
                         (date::KIND, Some(Datum::from(kind as i16))),
                         (date::AT, Some(Datum::from(at))),
-                    ],
-                )
-                .map(drop),
+                    ];
+                    if table.insert_unless_present(write, BY_SECRET, &key, &row)?.is_some() {
+                        return Ok(());
+                    }
+                }
+            }
+            pgrx::check_for_interrupts!();
         }
     })
 }
@@ -209,8 +216,8 @@ pub(super) fn set_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64
 /// A version's grace ends at that time: the date is moved there if it is later, or made.
 pub(super) fn grace_ends(write: &Write, secret: Id, at: i64) -> Result<()> {
     let known = DATES.with(|table| {
-        let key = equal([Key::Uuid(secret), DateKind::Grace.key()]);
-        table.find(BY_SECRET, &key, Direction::Forward, |row| Ok(row.timestamp(date::AT)))
+        let key = [Key::Uuid(secret), DateKind::Grace.key()];
+        table.point(BY_SECRET, &key, None, |row| Ok(row.and_then(|row| row.timestamp(date::AT))))
     })?;
     if known.is_none_or(|known| known > at) {
         set_date(write, secret, DateKind::Grace, Some(at))

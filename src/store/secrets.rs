@@ -498,10 +498,10 @@ impl<'l, 'w> Draft<'l, 'w> {
         let mut values = Vec::new();
         fresh.assign(&mut values, now);
         self.assign(values);
-        let due = match self.interval(column::ROTATION_INTERVAL)?.filter(|_| self.is_automatic()) {
-            Some(interval) => Some(plus(now, interval).saturating_sub(leeway(interval, fresh.early))),
-            None => None,
-        };
+        let due = self
+            .interval(column::ROTATION_INTERVAL)?
+            .filter(|_| self.is_automatic())
+            .map(|interval| plus(now, interval).saturating_sub(leeway(interval, fresh.early)));
         self.set(column::NEXT_ROTATION_AT, due.map(Datum::from));
         self.forget_failures();
         if let (Some(end), Some(known)) = (grace_end, self.locked.row()?.timestamp(column::GRACE_UNTIL)) {

@@ -46,7 +46,7 @@ fn calls(client: &mut Client) -> Vec<(&'static str, &'static str)> {
     CALLS
         .iter()
         .map(|(name, call, _)| (*name, *call))
-        .filter(|(name, _)| (superuser || *name != "rebind_roles"))
+        .filter(|(name, _)| superuser || *name != "rebind_roles")
         .collect()
 }
 
