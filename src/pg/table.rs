@@ -76,8 +76,13 @@ thread_local! {
 /// Moves whenever something this process remembers of a relation may be out of date.
 pub fn generation() -> u64 {
     if !LISTENING.replace(true) {
-        // SAFETY: the callback stays valid; registered once per process.
-        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null()) };
+        let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID as i32;
+        // SAFETY: the callbacks stay valid; registered once per process.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null());
+            // A schema that is renamed is no change of the tables in it, and yet they are not found by their names.
+            pg_sys::CacheRegisterSyscacheCallback(schemas, Some(schema_changed), Datum::null());
+        }
     }
     GENERATION.get()
 }
@@ -92,6 +97,11 @@ unsafe extern "C-unwind" fn invalidated(_arg: Datum, relation: Oid) {
             watched.iter_mut().filter(|(of, _)| meant(*of)).for_each(|(_, count)| *count += 1);
         }
     });
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn schema_changed(_arg: Datum, _cache: i32, _hash: u32) {
+    GENERATION.set(GENERATION.get() + 1);
 }
 
 impl Table {

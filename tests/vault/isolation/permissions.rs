@@ -127,6 +127,12 @@ fn no_statement_of_others_starts() {
                     .replace("K", &key)
                     .replace(&format!("FOR {key}EY"), "FOR KEY")
             };
+            // What the server does not do with foreign tables whoever asks.
+            let foreign =
+                ["TABLESAMPLE", "COPY vault.T", "INTO vault.T", "UPDATE vault.T", "DELETE FROM vault.T"];
+            if table == "_readable" && foreign.iter().any(|part| statement.contains(part)) {
+                continue;
+            }
             eve.ask(&fill(make));
             refused(&mut eve, &fill(statement));
             eve.ask("ROLLBACK; DEALLOCATE ALL; DROP TABLE IF EXISTS mine.taken");
@@ -226,7 +232,7 @@ fn superusers_and_bypassrls_pass() {
         let mut client = vault.session(who);
         for table in &tables {
             client.ask(&format!("SELECT * FROM vault.{table}; EXPLAIN ANALYZE SELECT * FROM vault.{table}"));
-            copied(&mut client, &format!("COPY vault.{table} TO STDOUT"));
+            copied(&mut client, &format!("COPY (SELECT * FROM vault.{table}) TO STDOUT"));
         }
         assert_eq!(client.ask("SELECT count(*) FROM vault.secrets"), "2");
     }
