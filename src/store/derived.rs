@@ -185,16 +185,29 @@ fn forget_roles(write: &Write, secret: Id, roles: &[Oid]) -> Result<()> {
 
 /// Sets or removes a date of a secret: of one that is locked, or as a restore brings it.
 pub(super) fn set_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64>) -> Result<()> {
+    change_date(write, secret, kind, |_| at)
+}
+
+/// Makes a date what `at` says for the one there is; asked again after a wait.
+fn change_date(
+    write: &Write,
+    secret: Id,
+    kind: DateKind,
+    at: impl Fn(Option<i64>) -> Option<i64>,
+) -> Result<()> {
     let key = [Key::Uuid(secret), kind.key()];
     DATES.with(|table| {
         loop {
             let known =
                 table.point(BY_SECRET, &key, None, |row| Ok(row.map(|row| row.timestamp(date::AT))))?;
-            match (known, at) {
+            match (known, at(known.flatten())) {
                 (None, None) => return Ok(()),
                 (Some(known), at) if known == at => return Ok(()),
-                (Some(_), at) => {
+                (Some(seen), at) => {
                     let Some(row) = table.lock(write, BY_SECRET, &key, Wait::Block)? else { continue };
+                    if row.row()?.timestamp(date::AT) != seen {
+                        continue;
+                    }
                     return match at {
                         Some(at) => table.update(write, &row, &[(date::AT, Some(Datum::from(at)))]).map(drop),
                         None => table.delete(write, &row),
@@ -321,15 +334,7 @@ pub fn alterations() -> Result<(u64, u64)> {
 
 /// A version's grace ends at that time: the date is moved there if it is later, or made.
 pub(super) fn grace_ends(write: &Write, secret: Id, at: i64) -> Result<()> {
-    let known = DATES.with(|table| {
-        let key = [Key::Uuid(secret), DateKind::Grace.key()];
-        table.point(BY_SECRET, &key, None, |row| Ok(row.and_then(|row| row.timestamp(date::AT))))
-    })?;
-    if known.is_none_or(|known| known > at) {
-        set_date(write, secret, DateKind::Grace, Some(at))
-    } else {
-        Ok(())
-    }
+    change_date(write, secret, DateKind::Grace, |known| Some(known.map_or(at, |known| known.min(at))))
 }
 
 /// The secrets that one of these roles is a target of.

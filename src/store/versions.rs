@@ -302,7 +302,10 @@ pub fn row_changed(args: &crate::pg::fcinfo::Args) -> Result<crate::pg::fcinfo::
             let Some(new) = new else { return Ok(()) };
             match (new.uuid(column::SECRET_ID), new.timestamp(column::EXPIRES_AT)) {
                 (Some(secret), Some(end)) if new.bool(column::SETTLED) != Some(true) => {
-                    derived::grace_ends(&Write::begin(), secret, end)
+                    let write = Write::begin();
+                    // As every writer of its dates does, if the secret is there already.
+                    secrets::lock_by_id(&write, secret)?;
+                    derived::grace_ends(&write, secret, end)
                 }
                 _ => Ok(()),
             }

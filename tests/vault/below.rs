@@ -115,12 +115,10 @@ fn secrets_that_came_in_without_triggers_are_rotated() {
     )
     .unwrap();
     root.batch_execute(
-        "BEGIN; ALTER TABLE vault.secrets DISABLE TRIGGER ALL;
+        "BEGIN; ALTER TABLE vault.secrets DISABLE TRIGGER ALL; ALTER TABLE vault.secret_dates DISABLE TRIGGER ALL;
          CREATE TEMP TABLE kept AS SELECT * FROM vault.secrets WHERE name = 'a'; DELETE FROM vault.secrets WHERE name = 'a';
-         ALTER TABLE vault.secret_dates DISABLE TRIGGER ALL;
          DELETE FROM vault.secret_dates WHERE secret_id = (SELECT id FROM kept);
-         ALTER TABLE vault.secret_dates ENABLE TRIGGER ALL;
-         INSERT INTO vault.secrets SELECT * FROM kept; ALTER TABLE vault.secrets ENABLE TRIGGER ALL; COMMIT",
+         INSERT INTO vault.secrets SELECT * FROM kept; ALTER TABLE vault.secrets ENABLE TRIGGER ALL; ALTER TABLE vault.secret_dates ENABLE TRIGGER ALL; COMMIT",
     )
     .unwrap();
     let enabled: String = root
@@ -129,7 +127,7 @@ fn secrets_that_came_in_without_triggers_are_rotated() {
         .get(0);
     println!("triggers: {enabled}");
     for name in ["control", "a"] {
-        wait_for(&format!("the rotation of {name}"), PATIENCE, || {
+        wait_for(&format!("the rotation of {name}"), Duration::from_secs(20), || {
             number(&mut root, &format!("SELECT version::int8 FROM vault.secrets WHERE name = '{name}'")) > 1
         });
     }
@@ -147,7 +145,8 @@ fn a_restore_of_versions_stands_a_rotation_beside_it() {
     .unwrap();
     root.batch_execute(
         "CREATE TABLE kept AS SELECT * FROM vault.secret_versions; DELETE FROM vault.secret_versions;
-         ALTER TABLE vault.secret_dates DISABLE TRIGGER ALL; DELETE FROM vault.secret_dates; ALTER TABLE vault.secret_dates ENABLE TRIGGER ALL",
+         ALTER TABLE vault.secret_dates DISABLE TRIGGER ALL; DELETE FROM vault.secret_dates;
+         ALTER TABLE vault.secret_dates ENABLE TRIGGER ALL",
     )
     .unwrap();
     // In place of the worker.

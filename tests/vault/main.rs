@@ -5,6 +5,7 @@ mod api;
 mod audit;
 mod bad_input;
 mod below;
+mod below;
 mod catalog;
 mod crash;
 mod deaths;
