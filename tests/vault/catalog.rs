@@ -44,10 +44,11 @@ fn rules(lines: &BTreeSet<&str>) {
     }
     assert!(of("stranger").is_empty() && of("rule ").is_empty());
     for table in of("table ") {
-        // The log is read by its auditors, with their own statements.
-        let log = table.starts_with("table vault.audit_log:");
-        let rights = if log { "rights vault_auditor=SELECT" } else { "rights nobody" };
-        assert!(table.contains("rls t, forced t, owner postgres") && table.ends_with(rights), "{table}");
+        // The log is read by its auditors, with their own statements; nobody else has a right on any table.
+        let rights =
+            if table.starts_with("table vault.audit_log:") { "vault_auditor=SELECT" } else { "nobody" };
+        let ends = table.ends_with(&format!("rights {rights}"));
+        assert!(table.contains("rls t, forced t, owner postgres") && ends, "{table}");
         let name = table.split([' ', ':']).nth(1).unwrap_or_default();
         assert!(
             of("trigger")
@@ -55,10 +56,30 @@ fn rules(lines: &BTreeSet<&str>) {
                 .any(|t| t.contains("BEFORE TRUNCATE") && t.contains(&format!(" ON {name} "))),
             "{name}"
         );
-        // What is made from other tables is made again by a restore.
+        // What is derived from other tables, a restore makes anew.
         let derived = ["vault.secret_dates", "vault.target_roles"].contains(&name);
-        let dumped = of("dumped").contains(&format!("dumped: {name}").as_str());
-        assert!(dumped != derived, "{name} is in dumps: {dumped}");
+        assert_eq!(of("dumped").contains(&format!("dumped: {name}").as_str()), !derived, "{name} in dumps");
+    }
+    // A restore, and logical replication, keep what is derived, and tell sessions: whatever their settings are.
+    for (table, function) in [
+        ("secrets", "_secret_changed"),
+        ("secret_versions", "_version_changed"),
+        ("vault_meta", "_identity_changed"),
+        ("roles", "_access_changed"),
+        ("role_permissions", "_access_changed"),
+        ("role_bindings", "_access_changed"),
+        ("tokens", "_access_changed"),
+    ] {
+        let always = of("trigger").iter().any(|line| {
+            line.contains(" AFTER INSERT OR ")
+                && line.contains(&format!(" ON vault.{table} FOR EACH "))
+                && line.ends_with(&format!("EXECUTE FUNCTION vault.{function}(), A"))
+        });
+        assert!(always, "{table}");
+    }
+    // A foreign key could refer to what is unique without a condition: no name is.
+    for index in of("index ").into_iter().filter(|line| line.contains(" UNIQUE ") && line.contains("name")) {
+        assert!(index.contains(" WHERE (name IS NOT NULL)"), "{index}");
     }
     for view in of("view ") {
         let callers = "rights vault_admin=SELECT vault_reader=SELECT vault_user=SELECT,";
@@ -71,11 +92,10 @@ fn rules(lines: &BTreeSet<&str>) {
         let alone = line.contains(" options none, owner postgres, rights nobody") && !line.contains("RIGHTS");
         assert!(alone, "{line}");
     }
-    for policy in of("policy ") {
-        let audited = policy
-            .starts_with("policy vault.audit_log.auditing: permissive for r to vault_auditor using true");
-        assert!(audited, "{policy}");
-    }
+    // Row-level security admits nobody, but auditors to the log.
+    let [policy] = of("policy ")[..] else { panic!("{:#?}", of("policy ")) };
+    let auditing = "policy vault.audit_log.auditing: permissive for r to vault_auditor using true";
+    assert!(policy.starts_with(auditing), "{policy}");
     // No column of a table is anybody's.
     let granted: Vec<_> = of("column ").into_iter().filter(|line| line.contains("RIGHTS")).collect();
     assert!(granted.is_empty(), "{granted:#?}");

@@ -17,9 +17,11 @@ use crate::audit::{every_function::CALLS, settle};
 use hyperion_vault_tests::{Ask, Client, Cluster, ClusterBuilder, PATIENCE, Vault, wait_for};
 
 /// Every table of the vault.
-pub const TABLES: [&str; 10] = [
+pub const TABLES: [&str; 12] = [
     "secrets",
     "secret_versions",
+    "secret_dates",
+    "target_roles",
     "vault_meta",
     "roles",
     "role_permissions",

@@ -1,79 +1,93 @@
-//! The service scope: what statements of the extension run as, and that nothing of it is left when they end, however
-//! they end. And whose rights count: those of the effective role, whatever the session's settings are.
+//! The caller's session: the extension takes on no role and sets no setting for its own work, so that it is the same after
+//! each call, however that ends. A target's function runs in a scope of its own, of which nothing is left. And whose rights
+//! count: those of the effective role, whatever the session's settings are.
 
 use super::{state, text};
 use hyperion_vault_tests::threads::background;
-use hyperion_vault_tests::{Client, Cluster, NoTls, PATIENCE, Vault, backend_pid, sqlstate, wait_for};
+use hyperion_vault_tests::{Ask, Client, Cluster, NoTls, PATIENCE, Vault, backend_pid, sqlstate, wait_for};
 
-/// What must be the same before and after: roles, settings, the flag, and what row-level security lets through.
-/// `spy` is a member of vault_service and so may ask.
+/// What must be the same before and after: roles, and every setting with where it comes from.
 fn surroundings(client: &mut Client) -> String {
     text(
         client,
         "SELECT pg_catalog.concat_ws('|', session_user, current_user, pg_catalog.current_setting('search_path'),
-           pg_catalog.current_setting('row_security'), vault._inside(),
-           (SELECT pg_catalog.count(*) FROM vault.vault_meta), pg_catalog.current_setting('role'))",
+           pg_catalog.current_setting('row_security'), pg_catalog.current_setting('role'),
+           (SELECT pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', s.name, s.setting, s.source), ',' ORDER BY s.name))
+              FROM pg_catalog.pg_settings s))",
     )
 }
 
-/// A session of `spy`, who may do everything and is a member of vault_service, with settings of his own.
+/// A session of `spy`, who may do everything, with settings of its own.
 fn spy(vault: &Vault<'_>) -> Client {
     let mut client = vault.session("spy");
-    client.batch_execute("SET search_path = public, pg_catalog; SET statement_timeout = '60s'").unwrap();
+    // The first function in PL/pgSQL brings settings of the language along.
+    client
+        .batch_execute("DO 'BEGIN END'; SET search_path = public, pg_catalog; SET statement_timeout = '60s'")
+        .unwrap();
     client
 }
 
 #[test]
-fn nothing_of_the_scope_is_left() {
+fn the_session_is_the_callers() {
     let cluster = Cluster::builder().start();
     let vault = cluster.vault();
     let mut root = vault.root();
-    // A superuser's own constraints: the one makes a statement of the extension fail, the other shows what it runs
-    // as. (Only the owner of a table can make one.)
-    root.batch_execute(
-        "SELECT vault.create_secret('a', 'value of a', generator => '{\"length\": 20}');
-         CREATE ROLE spy LOGIN IN ROLE vault_reader, vault_admin, vault_service;
-         ALTER TABLE vault.secrets ADD CONSTRAINT forbidden CHECK (name <> 'forbidden');
-         CREATE TABLE public.witness (told text);
-         GRANT INSERT ON public.witness TO vault_service;
-         CREATE FUNCTION public.tell() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
-           INSERT INTO public.witness SELECT pg_catalog.concat_ws('|', current_user,
-             pg_catalog.current_setting('search_path'), pg_catalog.current_setting('row_security'), vault._inside());
-           RETURN true; END $$;
-         ALTER TABLE vault.secrets ADD CONSTRAINT tell CHECK (public.tell()) NOT VALID;",
-    )
-    .unwrap();
+    // Two targets: a function that tells what it runs as, and changes what it can; and one that fails after it.
+    root.ask(
+        "CREATE ROLE spy LOGIN IN ROLE vault_reader, vault_admin;
+         CREATE ROLE setter LOGIN IN ROLE vault_reader, vault_admin;
+         CREATE SCHEMA hooks AUTHORIZATION setter;
+         CREATE TABLE hooks.witness (told text); ALTER TABLE hooks.witness OWNER TO setter",
+    );
+    let mut setter = vault.session("setter");
+    setter.ask(
+        "CREATE FUNCTION hooks.tell(name text, version int) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           INSERT INTO hooks.witness SELECT concat_ws('|', session_user, current_user, current_setting('search_path'),
+             current_setting('row_security'));
+           PERFORM set_config('search_path', 'hooks', false), set_config('work_mem', '1234kB', false);
+           IF name = 'fails' AND version > 1 THEN RAISE 'refused'; END IF; END $$;
+         SELECT vault.create_secret('a', 'value of a', generator => '{\"length\": 20}'), vault.create_secret('b', 'value of b');
+         SELECT vault.create_secret(n, 'v', target => '{\"type\":\"function\",\"function\":\"hooks.tell\"}') FROM unnest('{told,fails}'::text[]) n",
+    );
+    root.ask("TRUNCATE hooks.witness");
     let mut client = spy(&vault);
     let outside = surroundings(&mut client);
-    assert_eq!(outside, "spy|spy|public, pg_catalog|on|f|0|none");
+    assert!(outside.starts_with("spy|spy|public, pg_catalog|on|none|"), "{outside}");
 
-    // The positive control: during a statement it is all different.
-    client.batch_execute("SELECT vault.create_secret('b', 'value of b')").unwrap();
-    assert_eq!(text(&mut root, "SELECT told FROM public.witness"), "vault_service|pg_catalog, pg_temp|on|t");
+    // The positive control: a target's function runs as its setter, with settings of the extension's.
+    client.ask("SELECT vault.put_secret('told', 'w')");
+    assert_eq!(root.ask("SELECT told FROM hooks.witness"), "spy|setter|pg_catalog, pg_temp|on");
     assert_eq!(surroundings(&mut client), outside);
-    root.batch_execute("ALTER TABLE vault.secrets DROP CONSTRAINT tell").unwrap();
+    // And the comparison sees a setting that changes.
+    client.ask("SET work_mem = '1234kB'");
+    assert_ne!(surroundings(&mut client), outside);
+    client.ask("RESET work_mem");
+    assert_eq!(surroundings(&mut client), outside);
 
     for (call, expected) in [
         ("SELECT vault.read_secret('a')", "00000"),
         ("SELECT vault.rotate_secret('a')", "00000"),
         ("SELECT * FROM vault.list_secrets()", "00000"),
         ("SELECT vault.status()", "00000"),
-        // Refused by the extension, before, in and between its statements; by a constraint, in one.
+        ("SELECT decrypted_secret FROM vault.decrypted_secrets WHERE name = 'a'", "00000"),
+        ("SELECT vault.put_secret('told', 'x')", "00000"),
+        // Refused by the extension, before and between its changes; by a unique index, in one; by a target's function, after it.
         ("SELECT vault.read_secret('none')", "P0002"),
         ("SELECT vault.rotate_secret('b')", "55000"),
         ("SELECT vault.put_secret('a', 'x', expected_version => 77)", "55000"),
         ("SELECT * FROM vault.list_versions('none')", "P0002"),
         ("SELECT vault.update_secret('a', reset => '{nothing}')", "22023"),
         ("SELECT vault.update_secret('b', kind => 'automatic')", "22023"),
-        ("SELECT vault.create_secret('forbidden', 'x')", "23514"),
+        ("SELECT vault.create_secret('a', 'x')", "23505"),
+        ("SELECT vault.rename_secret('a', 'b')", "23505"),
+        ("SELECT vault.put_secret('fails', 'x')", "38000"),
     ] {
         assert_eq!(state(&mut client, call), expected, "{call}");
         assert_eq!(surroundings(&mut client), outside, "after {call}");
         // Caught by an exception block: the transaction goes on.
         let caught = format!(
-            "DO $$ BEGIN PERFORM 1 FROM ({}) q; EXCEPTION WHEN OTHERS THEN
-               IF vault._inside() OR current_user <> 'spy' THEN RAISE 'still inside'; END IF; END $$",
-            call.replace('\'', "''").replace("''", "'")
+            "DO $$ BEGIN PERFORM 1 FROM ({call}) q; EXCEPTION WHEN OTHERS THEN
+               IF current_user <> 'spy' OR current_setting('search_path') <> 'public, pg_catalog' THEN RAISE 'not the caller''s'; END IF; END $$"
         );
         client.batch_execute("BEGIN; SAVEPOINT s").unwrap();
         assert_eq!(state(&mut client, &caught), "00000", "{call}");
@@ -90,11 +104,11 @@ fn nothing_of_the_scope_is_left() {
     }
 
     interrupted(&vault, &outside);
-    under_settings_of_his_own(&vault);
+    under_settings_of_its_own(&vault);
     whose_rights_count(&vault);
 }
 
-/// Statements of the extension that are interrupted while they wait for a row lock, inside the scope.
+/// Calls that are interrupted while they wait for a row lock.
 fn interrupted(vault: &Vault<'_>, outside: &str) {
     let mut holder = vault.root();
     holder.batch_execute("BEGIN; SELECT vault.put_secret('a', 'held')").unwrap();
@@ -107,7 +121,7 @@ fn interrupted(vault: &Vault<'_>, outside: &str) {
         let sql = match how {
             "caught" => {
                 "DO $$ BEGIN PERFORM vault.rotate_secret('a'); EXCEPTION WHEN query_canceled THEN
-                   IF vault._inside() OR current_user <> 'spy' THEN RAISE 'still inside'; END IF; END $$"
+                   IF current_user <> 'spy' THEN RAISE 'not the caller''s'; END IF; END $$"
             }
             _ => "SELECT vault.rotate_secret('a')",
         };
@@ -127,6 +141,7 @@ fn interrupted(vault: &Vault<'_>, outside: &str) {
             _ => "00000",
         };
         assert_eq!(outcome, expected, "{how}");
+        client.batch_execute("RESET lock_timeout").unwrap();
         assert_eq!(surroundings(&mut client), outside, "{how}");
     }
     holder.batch_execute("ROLLBACK").unwrap();
@@ -134,7 +149,7 @@ fn interrupted(vault: &Vault<'_>, outside: &str) {
 }
 
 /// Session settings that change what SQL means, or that row-level security would trip over.
-fn under_settings_of_his_own(vault: &Vault<'_>) {
+fn under_settings_of_its_own(vault: &Vault<'_>) {
     let mut root = vault.root();
     for (who, settings) in [
         ("spy", "SET row_security = off"),

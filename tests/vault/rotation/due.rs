@@ -195,7 +195,7 @@ fn a_setting_that_changes_in_the_middle_of_a_turn_counts() {
     let (mut ops, mut root) = (vault.ops(), vault.root());
     ops.ask("SELECT vault.create_secret('s', kind => 'automatic', rotation_interval => '1 day')");
     let mut holder = vault.root();
-    holder.ask("BEGIN; LOCK TABLE vault.secrets IN ACCESS EXCLUSIVE MODE");
+    holder.ask("BEGIN; LOCK TABLE vault.secret_dates IN ACCESS EXCLUSIVE MODE");
     // Wakes it.
     cluster.set_conf("hyperion_vault.scan_interval_secs", "3599");
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hyperion_vault maintenance' AND wait_event_type = 'Lock'";

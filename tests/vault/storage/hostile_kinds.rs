@@ -110,7 +110,7 @@ const ELSEWHERE: &[(Possible, &str)] = &[
     ),
     (
         Yes,
-        "CREATE FUNCTION vault.\"_inside\"(int DEFAULT 1) RETURNS boolean LANGUAGE sql AS 'SELECT mine.condition('''')'",
+        "CREATE FUNCTION vault.\"_open\"(uuid, text, int DEFAULT 1) RETURNS boolean LANGUAGE sql AS 'SELECT mine.condition('''')'",
     ),
     (
         Yes,
@@ -158,7 +158,7 @@ const ELSEWHERE: &[(Possible, &str)] = &[
     (No, "CREATE EVENT TRIGGER e ON sql_drop EXECUTE FUNCTION mine.fire_event()"),
     (Perhaps, "CREATE EVENT TRIGGER e ON login EXECUTE FUNCTION mine.fire_event()"),
     (No, "CREATE LANGUAGE evil HANDLER plpgsql_call_handler"),
-    (No, "CREATE FUNCTION mine.c() RETURNS int LANGUAGE c AS 'hyperion_vault', 'vault_inside'"),
+    (No, "CREATE FUNCTION mine.c() RETURNS int LANGUAGE c AS 'hyperion_vault', 'vault_open'"),
     (No, "CREATE FUNCTION mine.i(cstring) RETURNS int LANGUAGE internal AS 'int4in'"),
     (No, "CREATE TRANSFORM FOR text LANGUAGE sql (FROM SQL WITH FUNCTION mine.i(internal))"),
     (No, "CREATE ACCESS METHOD evil TYPE TABLE HANDLER heap_tableam_handler"),
