@@ -222,6 +222,22 @@ CREATE TRIGGER version_changed AFTER INSERT OR UPDATE ON vault.secret_versions
 ALTER TABLE vault.secrets ENABLE ALWAYS TRIGGER secret_changed;
 ALTER TABLE vault.secret_versions ENABLE ALWAYS TRIGGER version_changed;
 
+-- What is derived is nobody else's to write: what logical replication brings of it, or a superuser's SQL, is passed over.
+CREATE FUNCTION vault._keep_derived() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION vault._keep_derived() IS 'leaves rows of a derived table as they are';
+REVOKE ALL ON FUNCTION vault._keep_derived() FROM PUBLIC;
+CREATE TRIGGER keep_derived BEFORE INSERT OR UPDATE OR DELETE ON vault.secret_dates
+    FOR EACH ROW EXECUTE FUNCTION vault._keep_derived();
+CREATE TRIGGER keep_derived BEFORE INSERT OR UPDATE OR DELETE ON vault.target_roles
+    FOR EACH ROW EXECUTE FUNCTION vault._keep_derived();
+ALTER TABLE vault.secret_dates ENABLE ALWAYS TRIGGER keep_derived;
+ALTER TABLE vault.target_roles ENABLE ALWAYS TRIGGER keep_derived;
+
 -- The audit log. The relay is its only writer, one process at a time, so that ids have no gaps and rows can be chained
 -- (mac). No index but the key and a small one over time: it has to take fifty thousand rows a second, and a hundred
 -- million rows are searched by time.

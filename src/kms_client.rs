@@ -340,12 +340,16 @@ fn submit(hold: &mut Hold, request: &Request, deadline: u64) -> Result<()> {
         .and_then(|()| hold.slot.submit(ticket))
         .map_err(|_| VaultError::internal("a request slot was lost while it was filled"))?;
     hold.area.header.inbox.mark(hold.index);
+    MARKED.set(true);
     Ok(())
 }
 
-/// Wakes the worker for what this process has submitted, unless it is awake or somebody else has. Before any sleep.
+/// Wakes the worker for what this process has submitted since it last rang, unless the worker is awake or somebody else has
+/// woken it. Before any sleep.
 fn ring(area: Area) {
-    if area.header.inbox.ring()
+    // Without it, a batch that was answered as a whole would wake the worker again for each answer that is fetched.
+    if MARKED.replace(false)
+        && area.header.inbox.ring()
         && let Some(worker) = area.header.worker_proc()
     {
         latch::wake(worker);
@@ -443,6 +447,8 @@ fn look(hold: &mut Hold, deadline: u64) -> Result<Option<Response>, Failure> {
 
 thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
+    /// Whether this process has marked a slot since it last rang.
+    static MARKED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn register_exit_callback() {

@@ -124,23 +124,25 @@ impl Table {
         }
     }
 
-    /// Locks the table as a writer does, to the end of the transaction.
-    pub fn lock_for_writing(&self, _: &Write) -> Result<()> {
-        self.lock_table(pg_sys::RowExclusiveLock)
+    /// Locks the table as a writer does, to the end of the transaction. Needed before a scan that [takes](Held::take) rows:
+    /// without the lock the table may be rewritten between the scan and the change, and other rows be in their places.
+    pub fn hold<'w>(&self, write: &'w Write) -> Result<Held<'w>> {
+        let known = self.lock_table(pg_sys::RowExclusiveLock)?;
+        Ok(Held { write, known })
     }
 
     /// Waits until nobody is writing to the table, and keeps others from it to the end of the transaction.
     pub fn lock_alone(&self, _: &Write) -> Result<()> {
-        self.lock_table(pg_sys::ShareRowExclusiveLock)
+        self.lock_table(pg_sys::ShareRowExclusiveLock).map(drop)
     }
 
-    fn lock_table(&self, mode: u32) -> Result<()> {
+    fn lock_table(&self, mode: u32) -> Result<Rc<Known>> {
         loop {
             let known = self.known()?;
             // SAFETY: any number can be locked.
             unsafe { pg_sys::LockRelationOid(known.table, mode as pg_sys::LOCKMODE) };
             if generation() == known.generation {
-                return Ok(());
+                return Ok(known);
             }
         }
     }
@@ -417,13 +419,30 @@ impl Table {
         Ok(())
     }
 
-    /// A row that was found by a scan and belongs to one that is locked, to be changed or deleted. In place of a lock of
-    /// its own: whoever changes it meanwhile all the same makes the change fail with 40001.
-    pub fn take<'w>(&self, write: &'w Write, row: &Tuple<'_>) -> Result<RowLock<'w>> {
-        let known = self.known()?;
-        // SAFETY: the scan's tuple is in place during the visit; its copy lasts as long as `write`.
-        let tuple = write.in_memory(|| unsafe { pg_sys::heap_copytuple(row.heap_tuple()) });
-        Ok(RowLock { tuple, known, _memory: PhantomData })
+    /// Locks a row that was [taken](Held::take), waiting for whoever has it: as it is then. None if it is gone.
+    pub fn lock_taken<'w>(&self, write: &'w Write, row: &RowLock<'w>) -> Result<Option<RowLock<'w>>> {
+        let target = self.target(write)?;
+        // SAFETY: the row's tuple is in memory.
+        match target.lock_at(write, unsafe { (*row.tuple).t_self }, Wait::Block)? {
+            Attempt::Locked(row) => Ok(Some(row)),
+            Attempt::Gone | Attempt::Skipped => Ok(None),
+        }
+    }
+}
+
+/// A table whose lock this transaction holds as a writer.
+pub struct Held<'w> {
+    write: &'w Write,
+    known: Rc<Known>,
+}
+
+impl<'w> Held<'w> {
+    /// A row of the table, found by a scan, to be changed or deleted under the lock of the row it belongs to, or to be
+    /// [locked](Table::lock_taken) itself. If somebody changes it meanwhile all the same, changing it fails with 40001.
+    pub fn take(&self, row: &Tuple<'_>) -> RowLock<'w> {
+        // SAFETY: the scan's tuple is in place during the visit; its copy lasts as long as the `Write`.
+        let tuple = self.write.in_memory(|| unsafe { pg_sys::heap_copytuple(row.heap_tuple()) });
+        RowLock { tuple, known: Rc::clone(&self.known), _memory: PhantomData }
     }
 }
 

@@ -222,6 +222,8 @@ unsafe fn holds(info: *mut pg_sys::IndexInfo, row: &Values) -> Option<bool> {
         let node = (*(*predicate).elements).ptr_value.cast::<pg_sys::NullTest>();
         if (*node.cast::<pg_sys::Node>()).type_ != pg_sys::NodeTag::T_NullTest
             || (*node).nulltesttype != pg_sys::NullTestType::IS_NOT_NULL
+            // Of a composite value: that each of its fields is.
+            || (*node).argisrow
         {
             return None;
         }

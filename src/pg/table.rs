@@ -69,19 +69,38 @@ thread_local! {
     /// Counts invalidations of relations; tables are looked up anew when it has moved.
     static GENERATION: Cell<u64> = const { Cell::new(0) };
     static LISTENING: Cell<bool> = const { Cell::new(false) };
+    /// Relations that [`Table::alterations`] was asked about, and how often each was altered since.
+    static WATCHED: RefCell<Vec<(Oid, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Moves whenever something this process remembers of a relation may be out of date.
 pub fn generation() -> u64 {
     if !LISTENING.replace(true) {
-        // SAFETY: the callback stays valid; registered once per process.
-        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null()) };
+        let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID as i32;
+        // SAFETY: the callbacks stay valid; registered once per process.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), Datum::null());
+            // A schema that is renamed is no change of the tables in it, and yet they are not found by their names.
+            pg_sys::CacheRegisterSyscacheCallback(schemas, Some(schema_changed), Datum::null());
+        }
     }
     GENERATION.get()
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn invalidated(_arg: Datum, _relation: Oid) {
+unsafe extern "C-unwind" fn invalidated(_arg: Datum, relation: Oid) {
+    GENERATION.set(GENERATION.get() + 1);
+    WATCHED.with(|watched| {
+        // Nothing else runs while it is borrowed. Without an oid the message means every relation.
+        if let Ok(mut watched) = watched.try_borrow_mut() {
+            let meant = |of: Oid| relation == Oid::INVALID || relation == of;
+            watched.iter_mut().filter(|(of, _)| meant(*of)).for_each(|(_, count)| *count += 1);
+        }
+    });
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn schema_changed(_arg: Datum, _cache: i32, _hash: u32) {
     GENERATION.set(GENERATION.get() + 1);
 }
 
@@ -104,6 +123,19 @@ impl Table {
         let known = Rc::new(self.look_up(generation)?);
         *self.known.borrow_mut() = Some(Rc::clone(&known));
         Ok(known)
+    }
+
+    /// Moves whenever the table may have been altered, its triggers included, or analysed; and when it is another one.
+    pub fn alterations(&self) -> Result<u64> {
+        let table = self.known()?.table;
+        Ok(WATCHED.with_borrow_mut(|watched| {
+            if let Some((_, count)) = watched.iter().find(|(of, _)| *of == table) {
+                return *count;
+            }
+            let sum = watched.iter().map(|(_, count)| count + 1).sum();
+            watched.push((table, sum));
+            sum
+        }))
     }
 
     #[cold]

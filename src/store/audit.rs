@@ -211,7 +211,8 @@ impl Writer {
         ];
         SPOOLS.with(|table| {
             let key = equal([Key::Uuid(self.spool)]);
-            let known = table.find(0, &key, Direction::Forward, |row| table.take(write, row).map(Some))?;
+            let held = table.hold(write)?;
+            let known = table.find(0, &key, Direction::Forward, |row| Ok(Some(held.take(row))))?;
             match known {
                 Some(row) => table.update(write, &row, &progress).map(drop),
                 None => {
@@ -289,9 +290,8 @@ pub fn resolve(resolved: &[(i64, Outcome)]) -> Result<()> {
     let now = crate::pg::clock();
     for (id, outcome) in resolved {
         let pending = LOG.with(|table| {
-            table.find(0, &equal([Key::Long(*id)]), Direction::Forward, |row| {
-                table.take(&write, row).map(Some)
-            })
+            let held = table.hold(&write)?;
+            table.find(0, &equal([Key::Long(*id)]), Direction::Forward, |row| Ok(Some(held.take(row))))
         })?;
         if let Some(pending) = pending {
             last += 1;
@@ -300,7 +300,8 @@ pub fn resolve(resolved: &[(i64, Outcome)]) -> Result<()> {
         }
         PENDING.with(|table| {
             let key = equal([Key::Long(*id)]);
-            let row = table.find(0, &key, Direction::Forward, |row| table.take(&write, row).map(Some))?;
+            let held = table.hold(&write)?;
+            let row = table.find(0, &key, Direction::Forward, |row| Ok(Some(held.take(row))))?;
             row.map_or(Ok(()), |row| table.delete(&write, &row))
         })?;
     }

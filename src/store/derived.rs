@@ -13,11 +13,12 @@ use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::secret::Target;
 use pgrx::pg_sys::{Datum, Oid};
 
-use super::secrets::{column, is_automatic, unreadable};
+use super::secrets::{BY_ID, SECRETS, column, is_automatic, unreadable};
+use super::versions::VERSIONS;
 use crate::error::Result;
 use crate::pg::datum;
-use crate::pg::heap::{RowLock, Write};
-use crate::pg::scan::{Direction, Index, Key, Table, equal};
+use crate::pg::heap::{Wait, Write};
+use crate::pg::scan::{Bound, Direction, Index, Key, Op, Table, equal};
 use crate::pg::tuple::Tuple;
 
 /// Columns of [`DATES`].
@@ -143,80 +144,197 @@ pub(super) fn secret_changed(write: &Write, before: &Derived, after: &Derived) -
     }
     if before.target_roles != after.target_roles {
         forget_roles(write, after.id, &before.target_roles)?;
-        for oid in &after.target_roles {
-            let key = [Key::Oid(*oid), Key::Uuid(after.id)];
-            let row = [(role::ROLE, Some(Datum::from(*oid))), (role::SECRET_ID, Some(datum::uuid(after.id)))];
-            TARGET_ROLES.with(|table| table.insert_unless_present(write, 0, &key, &row).map(drop))?;
-        }
+        after.target_roles.iter().try_for_each(|oid| add_role(write, after.id, *oid))?;
     }
     Ok(())
+}
+
+fn add_role(write: &Write, secret: Id, oid: Oid) -> Result<()> {
+    let key = [Key::Oid(oid), Key::Uuid(secret)];
+    let row = [(role::ROLE, Some(Datum::from(oid))), (role::SECRET_ID, Some(datum::uuid(secret)))];
+    TARGET_ROLES.with(|table| table.insert_unless_present(write, 0, &key, &row).map(drop))
 }
 
 /// A secret's row is gone.
 pub(super) fn secret_deleted(write: &Write, before: &Derived) -> Result<()> {
     forget_roles(write, before.id, &before.target_roles)?;
-    let mut dates: Vec<RowLock<'_>> = Vec::new();
+    let mut dates = Vec::new();
     DATES.with(|table| {
+        let held = table.hold(write)?;
         table.scan(BY_SECRET, &equal([Key::Uuid(before.id)]), Direction::Forward, |row| {
-            dates.push(table.take(write, row)?);
+            dates.push(held.take(row));
             Ok(true)
         })?;
-        dates.iter().try_for_each(|date| table.delete(write, date))
+        dates.iter().try_for_each(|date| match table.lock_taken(write, date)? {
+            Some(date) => table.delete(write, &date),
+            None => Ok(()),
+        })
     })
 }
 
 fn forget_roles(write: &Write, secret: Id, roles: &[Oid]) -> Result<()> {
     TARGET_ROLES.with(|table| {
         for oid in roles {
-            let key = equal([Key::Oid(*oid), Key::Uuid(secret)]);
-            let found = table.find(0, &key, Direction::Forward, |row| table.take(write, row).map(Some))?;
-            if let Some(found) = found {
-                table.delete(write, &found)?;
+            if let Some(row) = table.lock(write, 0, &[Key::Oid(*oid), Key::Uuid(secret)], Wait::Block)? {
+                table.delete(write, &row)?;
             }
         }
         Ok(())
     })
 }
 
-/// Sets or removes a date of a locked secret.
+/// Sets or removes a date of a secret: of one that is locked, or as a restore brings it.
 pub(super) fn set_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64>) -> Result<()> {
+    change_date(write, secret, kind, |_| at)
+}
+
+/// Makes a date what `at` says for the one there is; asked again after a wait.
+fn change_date(
+    write: &Write,
+    secret: Id,
+    kind: DateKind,
+    at: impl Fn(Option<i64>) -> Option<i64>,
+) -> Result<()> {
+    let key = [Key::Uuid(secret), kind.key()];
     DATES.with(|table| {
-        let key = equal([Key::Uuid(secret), kind.key()]);
-        let known = table.find(BY_SECRET, &key, Direction::Forward, |row| {
-            Ok(Some((table.take(write, row)?, row.timestamp(date::AT))))
-        })?;
-        match (known, at) {
-            (None, None) => Ok(()),
-            (Some((_, known)), Some(_)) if known == at => Ok(()),
-            (Some((row, _)), Some(at)) => {
-                table.update(write, &row, &[(date::AT, Some(Datum::from(at)))]).map(drop)
-            }
-            (Some((row, _)), None) => table.delete(write, &row),
-            (None, Some(at)) => table
-                .insert(
-                    write,
-                    &[
+        loop {
+            let known =
+                table.point(BY_SECRET, &key, None, |row| Ok(row.map(|row| row.timestamp(date::AT))))?;
+            match (known, at(known.flatten())) {
+                (None, None) => return Ok(()),
+                (Some(known), at) if known == at => return Ok(()),
+                (Some(seen), at) => {
+                    let Some(row) = table.lock(write, BY_SECRET, &key, Wait::Block)? else { continue };
+                    if row.row()?.timestamp(date::AT) != seen {
+                        continue;
+                    }
+                    return match at {
+                        Some(at) => table.update(write, &row, &[(date::AT, Some(Datum::from(at)))]).map(drop),
+                        None => table.delete(write, &row),
+                    };
+                }
+                (None, Some(at)) => {
+                    let row = [
                         (date::SECRET_ID, Some(datum::uuid(secret))),
                         (date::KIND, Some(Datum::from(kind as i16))),
                         (date::AT, Some(Datum::from(at))),
-                    ],
-                )
-                .map(drop),
+                    ];
+                    if table.insert_unless_present(write, BY_SECRET, &key, &row)?.is_some() {
+                        return Ok(());
+                    }
+                }
+            }
+            pgrx::check_for_interrupts!();
         }
     })
+}
+
+/// Makes everything that is derived from a secret's row what the row says.
+pub(super) fn sync(write: &Write, derived: &Derived) -> Result<()> {
+    for kind in DateKind::OF_SECRET {
+        set_date(write, derived.id, kind, derived.date(kind))?;
+    }
+    derived.target_roles.iter().try_for_each(|oid| add_role(write, derived.id, *oid))
+}
+
+/// Whether everything that is derived from a secret's row is there.
+fn is_synced(derived: &Derived) -> Result<bool> {
+    for kind in DateKind::OF_SECRET {
+        let known = DATES.with(|table| {
+            let key = [Key::Uuid(derived.id), kind.key()];
+            table.point(BY_SECRET, &key, None, |row| Ok(row.and_then(|row| row.timestamp(date::AT))))
+        })?;
+        if known != derived.date(kind) {
+            return Ok(false);
+        }
+    }
+    for oid in &derived.target_roles {
+        let key = [Key::Oid(*oid), Key::Uuid(derived.id)];
+        if !TARGET_ROLES.with(|table| table.point(0, &key, None, |row| Ok(row.is_some())))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A page of a walk over all rows, to find what is not derived from them.
+pub struct Walked {
+    /// Secrets that something is missing of.
+    pub unsynced: Vec<Id>,
+    /// Where the next page begins; None at the end.
+    pub next: Option<Id>,
+}
+
+/// Rows of a page.
+const PAGE: usize = 1000;
+
+/// Walks over secrets behind one of them in the order of their ids.
+pub fn walk_secrets(after: Id) -> Result<Walked> {
+    let mut all = Vec::new();
+    let behind = [Bound { column: 0, op: Op::Gt, key: Key::Uuid(after) }];
+    SECRETS.with(|table| {
+        table.scan(BY_ID, &behind, Direction::Forward, |row| {
+            all.push(Derived::of(row)?);
+            Ok(all.len() < PAGE)
+        })
+    })?;
+    let next = all.last().filter(|_| all.len() == PAGE).map(|last| last.id);
+    let mut unsynced = Vec::new();
+    for derived in all {
+        if !is_synced(&derived)? {
+            unsynced.push(derived.id);
+        }
+    }
+    Ok(Walked { unsynced, next })
+}
+
+/// Walks over superseded versions of the secrets behind one, and makes the dates that are missing of their grace periods.
+/// Where the next page begins; None at the end.
+pub fn walk_versions(write: &Write, after: Id) -> Result<Option<Id>> {
+    use super::versions::column;
+    let mut ends: Vec<(Id, Option<i64>)> = Vec::new();
+    let (mut rows, mut next) = (0, None);
+    let behind = [Bound { column: 0, op: Op::Gt, key: Key::Uuid(after) }];
+    VERSIONS.with(|table| {
+        table.scan(0, &behind, Direction::Forward, |row| {
+            let secret = row.uuid(column::SECRET_ID).ok_or_else(unreadable)?;
+            if ends.last().is_none_or(|(last, _)| *last != secret) {
+                // Whole secrets, however many versions one has.
+                if rows >= PAGE {
+                    next = ends.last().map(|(last, _)| *last);
+                    return Ok(false);
+                }
+                ends.push((secret, None));
+            }
+            rows += 1;
+            let open = row.timestamp(column::EXPIRES_AT).filter(|_| row.bool(column::SETTLED) != Some(true));
+            if let Some((_, end)) = ends.last_mut() {
+                *end = earlier(*end, open);
+            }
+            Ok(true)
+        })
+    })?;
+    for (secret, end) in ends {
+        if let Some(end) = end {
+            grace_ends(write, secret, end)?;
+        }
+    }
+    Ok(next)
+}
+
+/// Removes all that is derived from a secret that is gone.
+pub(super) fn forget(write: &Write, secret: Id) -> Result<()> {
+    secret_deleted(write, &Derived { id: secret, ..Derived::none() })
+}
+
+/// Moves when the tables that this is derived from may have been altered, so that their triggers did not run.
+pub fn alterations() -> Result<(u64, u64)> {
+    Ok((SECRETS.with(|table| table.alterations())?, VERSIONS.with(|table| table.alterations())?))
 }
 
 /// A version's grace ends at that time: the date is moved there if it is later, or made.
 pub(super) fn grace_ends(write: &Write, secret: Id, at: i64) -> Result<()> {
-    let known = DATES.with(|table| {
-        let key = equal([Key::Uuid(secret), DateKind::Grace.key()]);
-        table.find(BY_SECRET, &key, Direction::Forward, |row| Ok(row.timestamp(date::AT)))
-    })?;
-    if known.is_none_or(|known| known > at) {
-        set_date(write, secret, DateKind::Grace, Some(at))
-    } else {
-        Ok(())
-    }
+    change_date(write, secret, DateKind::Grace, |known| Some(known.map_or(at, |known| known.min(at))))
 }
 
 /// The secrets that one of these roles is a target of.

@@ -63,7 +63,7 @@ pub fn vault_id() -> Result<Option<Id>> {
 /// restored yet, and with another in its place they could not be read even when it is found.
 pub fn establish(write: &Write, candidate: Id) -> Result<Id> {
     // Before the id is read: from here on to the end of this transaction no import can put another in its place.
-    SECRETS.with(|secrets| secrets.lock_for_writing(write))?;
+    SECRETS.with(|secrets| secrets.hold(write).map(drop))?;
     if let Some(id) = vault_id()? {
         return Ok(id);
     }

@@ -4,7 +4,7 @@
 
 pub mod audit;
 pub mod changes;
-mod derived;
+pub mod derived;
 mod info;
 pub mod listing;
 pub mod meta;
@@ -16,5 +16,3 @@ pub mod secrets;
 pub mod targets;
 pub mod tokens;
 pub mod versions;
-
-pub use derived::DateKind;

@@ -215,7 +215,8 @@ pub fn create(write: &Write, id: Id, name: &str, description: Option<&str>, is_a
     })
 }
 
-/// Deletes the rows of a table whose first column is this role, as many as `is_wanted`, and tells of it. How many.
+/// Deletes the rows of a table within the bounds of an index, as many as `is_wanted`, and tells of it. How many. Waits for
+/// whoever changes one of them, and judges it again then.
 pub(super) fn delete_of(
     write: &Write,
     table: &Table,
@@ -223,18 +224,27 @@ pub(super) fn delete_of(
     bounds: &[Bound<'_>],
     is_wanted: impl Fn(&Tuple<'_>) -> bool,
 ) -> Result<usize> {
+    let held = table.hold(write)?;
     let mut rows = Vec::new();
     table.scan(index, bounds, Direction::Forward, |row| {
         if is_wanted(row) {
-            rows.push(table.take(write, row)?);
+            rows.push(held.take(row));
         }
         Ok(true)
     })?;
-    rows.iter().try_for_each(|row| table.delete(write, row))?;
-    if !rows.is_empty() {
+    let mut count = 0;
+    for row in rows {
+        if let Some(row) = table.lock_taken(write, &row)?
+            && is_wanted(&row.row()?)
+        {
+            table.delete(write, &row)?;
+            count += 1;
+        }
+    }
+    if count > 0 {
         table.announce_change(write)?;
     }
-    Ok(rows.len())
+    Ok(count)
 }
 
 /// Gives a locked or new role these rules and no others.
@@ -287,14 +297,22 @@ pub fn bind(write: &Write, role: Id, name: &str, oid: Oid) -> Result<()> {
                 at,
             ],
         )?;
-        if made.is_none() {
-            let Some(row) = table.lock(write, 0, &key, Wait::Block)? else { return Ok(()) };
-            if row.row()?.oid(binding::PG_ROLE_OID) == Some(oid) {
-                return Ok(());
-            }
-            table.update(write, &row, &times)?;
+        if made.is_some() { table.announce_change(write) } else { renew(write, role, name, oid).map(drop) }
+    })
+}
+
+/// Gives a binding that is there the OID that its Postgres role has now. Whether it is there.
+fn renew(write: &Write, role: Id, name: &str, oid: Oid) -> Result<bool> {
+    BINDINGS.with(|table| {
+        let key = [Key::Uuid(role), Key::Text(name)];
+        let Some(row) = table.lock(write, 0, &key, Wait::Block)? else { return Ok(false) };
+        if row.row()?.oid(binding::PG_ROLE_OID) != Some(oid) {
+            let now = Some(Datum::from(clock()));
+            let renewed = [(binding::PG_ROLE_OID, Some(Datum::from(oid))), (binding::CREATED_AT, now)];
+            table.update(write, &row, &renewed)?;
+            table.announce_change(write)?;
         }
-        table.announce_change(write)
+        Ok(true)
     })
 }
 
@@ -329,8 +347,9 @@ pub fn rebind(write: &Write, mut each: impl FnMut(&str, &str, bool) -> Result<()
             None => missing.push((name, binding.name)),
             Some(oid) if oid == binding.oid => {}
             Some(oid) => {
-                bind(write, binding.role, &binding.name, oid)?;
-                each(&name, &binding.name, true)?;
+                if renew(write, binding.role, &binding.name, oid)? {
+                    each(&name, &binding.name, true)?;
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use hyperion_vault_core::envelope::{Format, Id};
 use hyperion_vault_core::secret::Presence;
 use pgrx::pg_sys::Datum;
 
-use super::derived::{self, BY_DATE, DATES, DateKind, date, due_at};
+use super::derived::{self, BY_DATE, DATES, DateKind, Derived, date, due_at};
 use super::secrets::{self, BY_ID, Locked, SECRETS, column, is_automatic, presence, unreadable};
 use crate::error::Result;
 use crate::pg::datum;
@@ -93,6 +93,8 @@ impl Lane {
 /// What a search found, and where to go on if there may be more.
 pub struct Found<T> {
     pub rows: Vec<T>,
+    /// Secrets that the date is not true of; see [`heal`].
+    pub stale: Vec<Id>,
     pub next: Option<Place>,
 }
 
@@ -100,11 +102,15 @@ pub struct Found<T> {
 pub fn due(lane: Lane, now: i64, after: Place, limit: usize) -> Result<Found<Due>> {
     let dated = dated(lane.kind(), now, after, limit)?;
     let next = dated.last().filter(|_| dated.len() == limit).map(|last| last.at);
-    let mut rows = Vec::with_capacity(dated.len());
+    let (mut rows, mut stale) = (Vec::with_capacity(dated.len()), Vec::new());
     for Dated { secret, .. } in dated {
-        rows.extend(by_id(secret, |row| is_due(row, now).then(|| read_due(row))?)?);
+        let is_true = |row: &Tuple<'_>| due_at(row).is_some_and(|at| at <= now);
+        match by_id(secret, |row| is_true(row).then(|| is_live(row).then(|| read_due(row)).flatten()))? {
+            Some(due) => rows.extend(due),
+            None => stale.push(secret),
+        }
     }
-    Ok(Found { rows, next })
+    Ok(Found { rows, stale, next })
 }
 
 fn is_due(row: &Tuple<'_>, now: i64) -> bool {
@@ -226,12 +232,14 @@ pub struct LockedAny<'w> {
     pub secret: Locked<'w>,
 }
 
-/// A date that no secret has any more goes: left over where rows were removed without the extension.
-pub fn forget(write: &Write, kind: DateKind, secret: Id) -> Result<()> {
-    if by_id(secret, |_| Some(()))?.is_none() {
-        derived::set_date(write, secret, kind, None)?;
+/// Makes the dates of a secret what its row says: a date was found that it does not have, or is missing. Left alone if
+/// somebody else has the secret, who keeps them.
+pub fn heal(write: &Write, secret: Id) -> Result<()> {
+    match secrets::lock_if_free(write, secret)? {
+        Some(locked) => derived::sync(write, &Derived::of(&locked.row()?)?),
+        None if by_id(secret, |_| Some(()))?.is_none() => derived::forget(write, secret),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What the schedule says of a row of `vault.secrets` that is live.

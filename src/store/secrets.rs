@@ -326,6 +326,11 @@ pub(super) fn lock_if_free<'w>(write: &'w Write, id: Id) -> Result<Option<Locked
     row.map(Locked::of).transpose()
 }
 
+/// Locks the row of that id, waiting for whoever has it; false if there is none.
+pub(super) fn lock_by_id(write: &Write, id: Id) -> Result<bool> {
+    SECRETS.with(|table| Ok(table.lock(write, BY_ID, &[Key::Uuid(id)], Wait::Block)?.is_some()))
+}
+
 /// What a caller gives besides the value; None is what was not given. Datums as they came in, of the declared types.
 #[derive(Default)]
 pub struct Properties {

@@ -143,9 +143,10 @@ pub fn keep_current(write: &Write, draft: &Draft<'_, '_>, now: i64) -> Result<Op
 pub fn end_grace(write: &Write, secret: Id, version: i32, now: i64) -> Result<()> {
     VERSIONS.with(|table| {
         let key = equal([Key::Uuid(secret), Key::Int(version)]);
+        let held = table.hold(write)?;
         let found = table.find(0, &key, Direction::Forward, |row| {
             let open = row.timestamp(column::EXPIRES_AT).is_some_and(|end| end > now);
-            if open { table.take(write, row).map(Some) } else { Ok(None) }
+            Ok(open.then(|| held.take(row)))
         })?;
         let Some(found) = found else { return Ok(()) };
         table.update(write, &found, &[(column::EXPIRES_AT, Some(Datum::from(now)))])?;
@@ -184,7 +185,8 @@ pub fn keys(secret: Id) -> Result<Vec<StoredKey>> {
 pub fn seal_again(write: &Write, version: &Sealed, sealed: &[u8]) -> Result<()> {
     VERSIONS.with(|table| {
         let key = equal([Key::Uuid(version.secret), Key::Int(version.version)]);
-        let found = table.find(0, &key, Direction::Forward, |row| table.take(write, row).map(Some))?;
+        let held = table.hold(write)?;
+        let found = table.find(0, &key, Direction::Forward, |row| Ok(Some(held.take(row))))?;
         match found {
             Some(found) => {
                 table.update(write, &found, &[(column::SEALED, Some(datum::varlena(sealed)))]).map(drop)
@@ -226,12 +228,13 @@ fn purge_one(write: &Write, secret: Id, keep: u32, now: i64) -> Result<Option<St
     let mut retained = 0;
     let mut found: Option<(RowLock<'_>, StoredKey)> = None;
     VERSIONS.with(|table| {
+        let held = table.hold(write)?;
         table.scan(0, &equal([Key::Uuid(secret)]), Direction::Backward, |row| {
             let end = row.timestamp(column::EXPIRES_AT).map(Timestamp);
             if VersionState::at(Timestamp(now), false, end) == VersionState::Retained {
                 retained += 1;
                 if retained > keep {
-                    found = Some((table.take(write, row)?, StoredKey::of(row).ok_or_else(unreadable)?));
+                    found = Some((held.take(row), StoredKey::of(row).ok_or_else(unreadable)?));
                     return Ok(false);
                 }
             }
@@ -251,10 +254,11 @@ pub fn delete_all(write: &Write, secret: Id) -> Result<Vec<StoredKey>> {
 fn delete(write: &Write, secret: Id, is_wanted: impl Fn(i32) -> bool) -> Result<Vec<StoredKey>> {
     let (mut rows, mut keys) = (Vec::new(), Vec::new());
     VERSIONS.with(|table| {
+        let held = table.hold(write)?;
         table.scan(0, &equal([Key::Uuid(secret)]), Direction::Forward, |row| {
             let key = StoredKey::of(row).ok_or_else(unreadable)?;
             if is_wanted(key.version) {
-                rows.push(table.take(write, row)?);
+                rows.push(held.take(row));
                 keys.push(key);
             }
             Ok(true)
@@ -269,11 +273,12 @@ fn delete(write: &Write, secret: Id, is_wanted: impl Fn(i32) -> bool) -> Result<
 pub fn settle(write: &Write, secret: Id, now: i64) -> Result<Vec<StoredKey>> {
     let (mut rows, mut keys, mut next) = (Vec::new(), Vec::new(), None::<i64>);
     VERSIONS.with(|table| {
+        let held = table.hold(write)?;
         table.scan(0, &equal([Key::Uuid(secret)]), Direction::Forward, |row| {
             match row.timestamp(column::EXPIRES_AT) {
                 Some(end) if row.bool(column::SETTLED) != Some(true) => {
                     if end <= now {
-                        rows.push(table.take(write, row)?);
+                        rows.push(held.take(row));
                         keys.push(StoredKey::of(row).ok_or_else(unreadable)?);
                     } else {
                         next = Some(next.map_or(end, |next| next.min(end)));
@@ -297,7 +302,10 @@ pub fn row_changed(args: &crate::pg::fcinfo::Args) -> Result<crate::pg::fcinfo::
             let Some(new) = new else { return Ok(()) };
             match (new.uuid(column::SECRET_ID), new.timestamp(column::EXPIRES_AT)) {
                 (Some(secret), Some(end)) if new.bool(column::SETTLED) != Some(true) => {
-                    derived::grace_ends(&Write::begin(), secret, end)
+                    let write = Write::begin();
+                    // As every writer of its dates does, if the secret is there already.
+                    secrets::lock_by_id(&write, secret)?;
+                    derived::grace_ends(&write, secret, end)
                 }
                 _ => Ok(()),
             }

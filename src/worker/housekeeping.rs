@@ -15,7 +15,7 @@ use crate::pg::heap::Write;
 use crate::pg::transaction::{self, Failure};
 use crate::pg::{clock, worker};
 use crate::store::schedule::{self, Dated, LockedAny, Place, START};
-use crate::store::{DateKind, versions};
+use crate::store::versions;
 
 /// Rows of one transaction: each is a few short statements, so that no lock is held for long.
 const BATCH: usize = 64;
@@ -73,7 +73,7 @@ fn destroy_gone(now: i64, after: Place) -> Result<Batch> {
     for dated in &found {
         let write = Write::begin();
         let Some(LockedAny { name, secret }) = schedule::lock(&write, dated.secret)? else {
-            schedule::forget(&write, DateKind::End, dated.secret)?;
+            schedule::heal(&write, dated.secret)?;
             continue;
         };
         if secret.presence == Presence::Gone {
@@ -87,6 +87,8 @@ fn destroy_gone(now: i64, after: Place) -> Result<Batch> {
             if outage.is_some() {
                 return Ok(Batch { outage, ..Batch::default() });
             }
+        } else {
+            schedule::heal(&write, dated.secret)?;
         }
     }
     Ok(Batch::whole(found.last(), found.len()))
@@ -110,7 +112,7 @@ fn settle_ended(now: i64, after: Place) -> Result<Batch> {
         let outage = each_for_itself(|| {
             let write = Write::begin();
             let Some(LockedAny { name, secret }) = schedule::lock(&write, dated.secret)? else {
-                return schedule::forget(&write, DateKind::Grace, dated.secret);
+                return schedule::heal(&write, dated.secret);
             };
             let ended = versions::settle(&write, secret.id, now)?;
             let Some((last, others)) = ended.split_last() else { return Ok(()) };

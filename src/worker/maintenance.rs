@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hyperion_vault_core::schedule as decide;
 
-use super::{hooks, housekeeping, rotation, session, token_uses};
+use super::{derived, hooks, housekeeping, rotation, session, token_uses};
 use crate::config;
 use crate::error::Result;
 use crate::pg::{clock, datum, identity, transaction};
@@ -37,6 +37,7 @@ fn turn() -> Result<Duration> {
     let rotations = config::rotation_enabled();
     // Each for itself: what fails in one holds up none of the others.
     session::step(token_uses::turn);
+    session::step(derived::turn);
     let mut more = session::step(housekeeping::pass).unwrap_or(false);
     if rotations {
         session::step(hooks::call);

@@ -8,6 +8,7 @@
 
 use std::ffi::CStr;
 
+mod derived;
 pub mod detach;
 pub mod hooks;
 mod housekeeping;

@@ -145,6 +145,10 @@ impl Pass {
         let (lane, now, after) = (self.lane, self.now, self.after);
         let (mut found, next) = transaction::run(|| {
             let due = schedule::due(lane, now, after, FOUND)?;
+            if !due.stale.is_empty() {
+                let write = Write::begin();
+                due.stale.iter().try_for_each(|secret| schedule::heal(&write, *secret))?;
+            }
             if due.rows.is_empty() {
                 return Ok((Vec::new(), due.next));
             }

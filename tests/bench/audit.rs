@@ -5,6 +5,8 @@
 //! plain select. Then once more the first two, for so long that the relay must keep up: what it has not done at the end of a
 //! short run is not in its figure. Then the relay is held while sessions read, and timed while it takes all those records.
 //!
+//! `relay`: that last part alone.
+//!
 //! `long_log`: the same of the relay with many millions of rows in the table (`BENCH_LOG_ROWS`, ten million) beside an empty one,
 //! what a row takes on the disk, and how long the rows of a minute are looked for.
 
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 
 pub const NAME: &str = "audit";
 pub const LONG_LOG: &str = "long_log";
+pub const RELAY: &str = "relay";
 
 const SECRETS: u64 = 1_000;
 const SECONDS: u32 = 2;
@@ -39,6 +42,12 @@ pub fn measure(pairs: u32, cores: Option<Cores>) -> Value {
     let sustained = sustained(&cluster, pairs.min(3));
     let ingest = ingest(&cluster, pairs.min(3));
     json!({ "name": NAME, "reads": reads, "sustained": sustained, "ingest": ingest })
+}
+
+/// The rate of the relay by itself, for which two builds are compared.
+pub fn measure_relay(runs: u32, cores: Option<Cores>) -> Value {
+    println!("\nthe relay by itself");
+    json!({ "name": RELAY, "ingest": ingest(&cluster(cores), runs) })
 }
 
 /// What a log of many rows costs that an empty one does not.

@@ -6,7 +6,7 @@
 //!
 //! Environment: `PG_CONFIG` (server under test), `BENCH_SECONDS` per run (3), `BENCH_PAIRS` per scenario (5),
 //! `BENCH_OUT` (where the JSON goes). Arguments: names of scenarios, such as `read_secret`; none means all. The scenarios
-//! `kms`, `scale`, `access`, `audit`, `long_log`, `crowd`, `rotation` and `rotation_local` are other matters, with clusters and files of their own;
+//! `kms`, `scale`, `access`, `audit`, `relay`, `long_log`, `crowd`, `rotation` and `rotation_local` are other matters, with clusters and files of their own;
 //! `instructions` counts instead of measuring time, and `gate`, which is not in "all", fails if there are too many.
 
 mod access;
@@ -101,6 +101,7 @@ fn main() {
             access::NAME,
             audit::NAME,
             audit::LONG_LOG,
+            audit::RELAY,
             crowd::NAME,
             instructions::NAME,
             instructions::GATE,
@@ -123,6 +124,10 @@ fn main() {
     }
     if plan.wants(audit::NAME) {
         document["audit"] = audit::measure(plan.pairs, cores);
+    }
+    // Part of "audit", so not of "all".
+    if plan.only.iter().any(|name| name == audit::RELAY) {
+        document["relay"] = audit::measure_relay(plan.pairs, cores);
     }
     if plan.wants(audit::LONG_LOG) {
         document["long_log"] = audit::measure_long_log(plan.pairs.min(3), cores);

@@ -2,7 +2,7 @@
 //!
 //! One file per subject: every fault in a table ([`faults`]), outages ([`outage`]), ends of waiting and of transactions
 //! ([`waits`]), many sessions ([`crowds`]), deaths of the worker ([`deaths`]), keys and wrapped keys ([`keys`]),
-//! credentials ([`credentials`]), settings ([`settings`]).
+//! credentials ([`credentials`]), settings ([`settings`]). [`hand_overs`] is about the `local` provider.
 //!
 //! The trap they avoid: a fake that was asked something else than the test thinks. Calls are counted at the fake, not
 //! at the worker alone.
@@ -11,6 +11,7 @@ mod credentials;
 mod crowds;
 mod deaths;
 mod faults;
+mod hand_overs;
 mod keys;
 mod outage;
 mod settings;

@@ -4,6 +4,8 @@ mod access;
 mod api;
 mod audit;
 mod bad_input;
+mod below;
+mod below;
 mod catalog;
 mod crash;
 mod deaths;

@@ -3,6 +3,7 @@
 //!
 //! The trap: an attack that is none. Each test that expects nothing to happen has a control in which it does.
 
+mod beside;
 mod columns;
 mod cost;
 mod creators;

@@ -14,7 +14,7 @@ fn tables(root: &mut Client) -> Vec<String> {
     let sql = "SELECT c.relname FROM pg_depend d JOIN pg_class c ON c.oid = d.objid
                 WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
                   AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'hyperion_vault')
-                  AND c.relkind IN ('r', 'f') ORDER BY 1";
+                  AND c.relkind = 'r' ORDER BY 1";
     root.ask(sql).lines().map(str::to_owned).collect()
 }
 
@@ -127,6 +127,12 @@ fn no_statement_of_others_starts() {
                     .replace("K", &key)
                     .replace(&format!("FOR {key}EY"), "FOR KEY")
             };
+            // What the server does not do with foreign tables whoever asks.
+            let foreign =
+                ["TABLESAMPLE", "COPY vault.T", "INTO vault.T", "UPDATE vault.T", "DELETE FROM vault.T"];
+            if table == "_readable" && foreign.iter().any(|part| statement.contains(part)) {
+                continue;
+            }
             eve.ask(&fill(make));
             refused(&mut eve, &fill(statement));
             eve.ask("ROLLBACK; DEALLOCATE ALL; DROP TABLE IF EXISTS mine.taken");
@@ -135,6 +141,20 @@ fn no_statement_of_others_starts() {
                 refused(&mut root, &fill(statement));
             }
         }
+    }
+    // The foreign table behind vault.decrypted_secrets, which only the view's owner scans.
+    for statement in [
+        "SELECT * FROM vault._readable",
+        "EXPLAIN SELECT * FROM vault._readable",
+        "EXPLAIN (ANALYZE, BUFFERS) SELECT FROM vault._readable WHERE name = 'top/launch-codes'",
+        "COPY (SELECT * FROM vault._readable) TO STDOUT",
+        "BEGIN; DECLARE c CURSOR FOR SELECT * FROM vault._readable",
+        "INSERT INTO vault._readable DEFAULT VALUES",
+        "UPDATE vault._readable SET name = 'x'",
+        "DELETE FROM vault._readable",
+    ] {
+        refused(&mut eve, statement);
+        eve.ask("ROLLBACK");
     }
     // Tables of the same names elsewhere are nobody's business.
     eve.ask(
@@ -212,7 +232,7 @@ fn superusers_and_bypassrls_pass() {
         let mut client = vault.session(who);
         for table in &tables {
             client.ask(&format!("SELECT * FROM vault.{table}; EXPLAIN ANALYZE SELECT * FROM vault.{table}"));
-            copied(&mut client, &format!("COPY vault.{table} TO STDOUT"));
+            copied(&mut client, &format!("COPY (SELECT * FROM vault.{table}) TO STDOUT"));
         }
         assert_eq!(client.ask("SELECT count(*) FROM vault.secrets"), "2");
     }

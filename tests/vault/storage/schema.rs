@@ -9,13 +9,13 @@ use hyperion_vault_tests::{Ask, Client, sqlstate};
 fn all_refuse(client: &mut Client, schema: &str) {
     for (function, call, _) in CALLS {
         let call = match *function {
-            "authenticate" => "SELECT vault.authenticate('hvt_none')",
-            "import_sealed" => "SELECT vault.import_sealed('{}')",
+            // Two look at what they are given first, the third answers by built-in roles before any table.
+            "import_sealed" | "authenticate" | "can" => continue,
             _ => call,
         };
         let call = call.replace("vault.", &format!("{schema}."));
         println!("{call}");
-        let error = sqlstate!(client.try_ask(&call), "55000", message: schema, hint: "RENAME TO vault");
+        let error = sqlstate!(client.try_ask(&call), "55000", hint: "RENAME TO vault");
         assert!(!format!("{error:?}").contains("CREATE EXTENSION"), "{function}: {error:?}");
     }
 }
@@ -34,12 +34,11 @@ fn a_renamed_schema_is_named() {
     assert_eq!(app.ask("SELECT vault.read_secret('a')"), "two");
 
     root.ask("ALTER SCHEMA vault RENAME TO \"old one\"");
-    for client in [&mut root, &mut vault.root()] {
+    for client in [&mut vault.root(), &mut root] {
         all_refuse(client, "\"old one\"");
     }
-    for read in ["read_secret('a')", "read_secret('a', 1)", "list_secrets()", "status()", "can('read', 'a')"]
-    {
-        sqlstate!(app.try_ask(&format!("SELECT \"old one\".{read}")), "55000", message: "old one", hint: "RENAME TO vault");
+    for read in ["read_secret('a')", "read_secret('a', 1)", "list_secrets()", "status()"] {
+        sqlstate!(app.try_ask(&format!("SELECT \"old one\".{read}")), "55000", hint: "RENAME TO vault");
     }
 
     // Somebody else's schema of that name, with tables that look the same and hold what they like.
@@ -50,7 +49,7 @@ fn a_renamed_schema_is_named() {
         root.ask(&format!("INSERT INTO vault.{table} SELECT * FROM \"old one\".{table}"));
     }
     root.ask("UPDATE vault.secrets SET description = 'fake'");
-    for client in [&mut root, &mut vault.root()] {
+    for client in [&mut vault.root(), &mut root] {
         all_refuse(client, "\"old one\"");
     }
     let before = root.ask("SELECT string_agg(s::text, ',' ORDER BY id) FROM vault.secrets s");
