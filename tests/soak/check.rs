@@ -49,7 +49,12 @@ pub fn sound(cluster: &Cluster) {
     println!("{heaps} tables and {indexes} indexes checked");
     assert!(heaps >= 15 && indexes >= 15, "{relations}");
     let log = cluster.log();
-    let broken: Vec<_> = log.lines().filter(|line| BROKEN.iter().any(|sign| line.contains(sign))).collect();
+    let broken: Vec<_> = log
+        .lines()
+        .filter(|line| BROKEN.iter().any(|sign| line.contains(sign)))
+        // What a superuser's rewrite of a table may run into, see disturb.rs.
+        .filter(|line| !(line.contains("missing chunk") && line.contains("client backend postgres@")))
+        .collect();
     assert!(broken.is_empty(), "{broken:#?}");
     // An internal error of ours, or of a function of the server that was called wrongly.
     let internal: Vec<_> =

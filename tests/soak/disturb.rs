@@ -64,6 +64,12 @@ pub fn until(cluster: &Cluster, deadline: Instant, kill_every: Duration, stop: &
                         session = None;
                     }
                 }
+                // The server's own, with any table: a rewrite copies a row that was updated and whose successor is dead, if
+                // it meets the successor first, and the row's TOAST chunks may be vacuumed by then. It works later.
+                Some(code) if code == "XX001" && rewrites(template) => {
+                    examine(cluster, table, &format!("{command}: {error:?}"));
+                    *done.entry("rewrite met a dead row".into()).or_default() += 1;
+                }
                 Some(code) => panic!("{command}: {code}: {error:?}"),
                 None => session = None,
             },
@@ -71,6 +77,19 @@ pub fn until(cluster: &Cluster, deadline: Instant, kill_every: Duration, stop: &
         std::thread::sleep(Duration::from_millis(random.below(150) as u64));
     }
     done.iter().map(|(what, n)| format!("{n} × {what}")).collect::<Vec<_>>().join(", ")
+}
+
+fn rewrites(template: &str) -> bool {
+    template.starts_with("CLUSTER") || template.starts_with("VACUUM FULL")
+}
+
+/// Panics unless the table is sound and every row that anybody sees is whole.
+fn examine(cluster: &Cluster, table: &str, what: &str) {
+    assert!(what.contains("missing chunk number"), "{what}");
+    let mut client = cluster.superuser();
+    let damage = client.ask(&format!("SELECT * FROM checks.verify_heapam('{table}', check_toast => true)"));
+    assert_eq!(damage, "", "{what}");
+    client.ask(&format!("SELECT sum(length(t::text)) FROM {table} t"));
 }
 
 fn connect(cluster: &Cluster) -> Option<Client> {
