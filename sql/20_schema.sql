@@ -152,6 +152,8 @@ CREATE TABLE vault.secrets (
 CREATE UNIQUE INDEX secrets_name_key ON vault.secrets (name) WHERE name IS NOT NULL;
 -- Ciphertext does not compress; trying costs time on every write.
 ALTER TABLE vault.secrets ALTER COLUMN sealed SET STORAGE EXTERNAL, ALTER COLUMN wrapped_dek SET STORAGE EXTERNAL;
+-- Room in each page for the next versions of its rows, so that an update makes no index entries as a rule.
+ALTER TABLE vault.secrets SET (fillfactor = 80);
 COMMENT ON TABLE vault.secrets IS 'secrets with their current version, sealed; read through vault.read_secret()';
 COMMENT ON COLUMN vault.secrets.expires_at IS 'when the secret runs out (expires_in): from then on it is gone, whether or not its row still stands';
 COMMENT ON COLUMN vault.secrets.recover_until IS 'deleted, and restorable until then; gone afterwards';

@@ -41,7 +41,8 @@ pub struct NewVersion {
 impl NewVersion {
     /// Asks the key service. Takes no lock.
     pub fn prepare(secret: Id) -> Result<Self> {
-        let vault = match meta::vault_id()? {
+        // If it is out of date by now, `belongs` will say so.
+        let vault = match meta::remembered_vault_id()? {
             Some(id) => id,
             None => Id::random()?,
         };

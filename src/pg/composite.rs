@@ -51,6 +51,10 @@ impl RowType {
         // becomes a datum has no pointer to values that are stored elsewhere.
         unsafe {
             let desc = pg_sys::lookup_rowtype_tupdesc(known.oid, -1);
+            if (*desc).natts as usize != known.width {
+                pg_sys::DecrTupleDescRefCount(desc);
+                return Err(self.missing());
+            }
             let tuple = pg_sys::heap_form_tuple(desc, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
             pg_sys::DecrTupleDescRefCount(desc);
             Ok(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))

@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Datum, Oid, TM_Result};
 
-use super::index::{Indexes, Values};
+use super::index::{Change, Indexes, Values};
 use super::scan::{Key, Op, Search, damaged, has};
 use super::table::{Known, Table, generation};
 use super::tuple::Tuple;
@@ -89,6 +89,8 @@ pub type Assignment = (i16, Option<Datum>);
 struct Target {
     relation: pg_sys::Relation,
     known: Rc<Known>,
+    /// See [`Table::derived`].
+    derived: bool,
 }
 
 impl Drop for Target {
@@ -118,7 +120,7 @@ impl Table {
                 pg_sys::LockRelationOid(known.table, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
                 if generation() == known.generation {
                     let relation = pg_sys::table_open(known.table, pg_sys::NoLock as pg_sys::LOCKMODE);
-                    return Ok(Target { relation, known });
+                    return Ok(Target { relation, known, derived: self.derived });
                 }
             }
         }
@@ -129,6 +131,11 @@ impl Table {
     pub fn hold<'w>(&self, write: &'w Write) -> Result<Held<'w>> {
         let known = self.lock_table(pg_sys::RowExclusiveLock)?;
         Ok(Held { write, known })
+    }
+
+    /// Locks the table as a reader does, to the end of the transaction: it is not rewritten meanwhile.
+    pub fn lock_for_reading(&self) -> Result<()> {
+        self.lock_table(pg_sys::AccessShareLock).map(drop)
     }
 
     /// Waits until nobody is writing to the table, and keeps others from it to the end of the transaction.
@@ -168,7 +175,7 @@ impl Table {
             let command = pg_sys::GetCurrentCommandId(true);
             pg_sys::heap_insert(target.relation, tuple, command, 0, std::ptr::null_mut());
             let indexes = Indexes::open(target.relation);
-            indexes.insert(tuple, &row, Oid::INVALID, false);
+            indexes.insert(tuple, &row, Change::Inserted, None);
             indexes.close();
             pg_sys::CommandCounterIncrement();
         }
@@ -188,10 +195,8 @@ impl Table {
         let target = self.target(write)?;
         let arbiter = target.known.indexes[index];
         let columns = self.indexes[index].columns;
+        let numbers: Vec<i16> = columns.iter().map(|column| target.known.number(*column)).collect();
         loop {
-            if target.is_present(arbiter, columns, keys) {
-                return Ok(None);
-            }
             let (row, tuple) = target.form(write, values);
             // SAFETY: as in `insert`. The token tells others who see the row that it may be taken back, which happens
             // before the token's lock is given up.
@@ -211,7 +216,7 @@ impl Table {
                     std::ptr::null_mut(),
                 );
                 let indexes = Indexes::open(target.relation);
-                let unique = indexes.insert(tuple, &row, arbiter, false);
+                let unique = indexes.insert(tuple, &row, Change::Inserted, Some(&numbers));
                 indexes.close();
                 if unique {
                     pg_sys::heap_finish_speculative(target.relation, &raw mut (*tuple).t_self);
@@ -225,6 +230,10 @@ impl Table {
                 // SAFETY: no arguments.
                 unsafe { pg_sys::CommandCounterIncrement() };
                 return Ok(Some(RowLock { tuple, known: Rc::clone(&target.known), _memory: PhantomData }));
+            }
+            // As a rule whoever calls has looked before: so the row is inserted first, and a wait comes only if it must.
+            if target.is_present(arbiter, columns, keys) {
+                return Ok(None);
             }
             pgrx::check_for_interrupts!();
         }
@@ -274,7 +283,7 @@ impl Table {
                 for (place, (values, tuple)) in rows.iter().enumerate() {
                     // The heap says in the slot where it has put the row.
                     (**tuple).t_self = (*slots[place]).tts_tid;
-                    indexes.insert(*tuple, values, Oid::INVALID, false);
+                    indexes.insert(*tuple, values, Change::Inserted, None);
                     pg_sys::ExecClearTuple(slots[place]);
                     pg_sys::heap_freetuple(*tuple);
                 }
@@ -383,7 +392,8 @@ impl Table {
             );
             if all || some {
                 let indexes = Indexes::open(target.relation);
-                indexes.insert(tuple, &Values::of(tuple, desc), Oid::INVALID, some);
+                let change = if some { Change::Summaries(&replaced) } else { Change::Updated(&replaced) };
+                indexes.insert(tuple, &Values::of(tuple, desc), change, None);
                 indexes.close();
             }
             pg_sys::CommandCounterIncrement();
@@ -536,7 +546,8 @@ impl Target {
         wait: Wait,
     ) -> Result<Attempt<'w>> {
         // SAFETY: a plain read of a setting of the running transaction.
-        let fixed_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
+        let fixed_snapshot =
+            !self.derived && unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
         let policy = match wait {
             Wait::Block => pg_sys::LockWaitPolicy::LockWaitBlock,
             Wait::Skip => pg_sys::LockWaitPolicy::LockWaitSkip,

@@ -8,7 +8,7 @@
 //! The trap it avoids: an error that is caught after the heap has the row and before the last index has it; whoever
 //! catches one aborts the (sub)transaction.
 
-use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::pg_sys::{self, Datum};
 
 /// The values of a row, one for each column of the table, and which of them are NULL.
 pub(super) struct Values {
@@ -67,8 +67,9 @@ impl Indexes {
         }
     }
 
-    /// Adds entries for a row. Raises the server's own unique violation, but for the index `arbiter`: there a duplicate, or
-    /// what may become one, makes the result false.
+    /// Adds entries for a row. Raises the server's own unique violation, but for `unless`: the columns of a unique index,
+    /// where a duplicate, or what may become one, makes the result false (and the other indexes are left out, since the row
+    /// is taken back). While REINDEX CONCURRENTLY runs there are two such indexes.
     ///
     /// # Safety
     /// The tuple is in the table, at the place its own `t_self` says, and has these values.
@@ -76,30 +77,33 @@ impl Indexes {
         &self,
         tuple: pg_sys::HeapTuple,
         row: &Values,
-        arbiter: Oid,
-        only_summarizing: bool,
+        change: Change<'_>,
+        unless: Option<&[i16]>,
     ) -> bool {
-        let mut unique = true;
         for (index, info) in &self.open {
             // SAFETY: open indexes of the open table and what was built for them.
             unsafe {
-                if !(**info).ii_ReadyForInserts || only_summarizing && !is_summarizing(*info) {
+                if !(**info).ii_ReadyForInserts
+                    || matches!(change, Change::Summaries(_)) && !is_summarizing(*info)
+                {
                     continue;
                 }
                 let checked = if !(**info).ii_Unique {
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
-                } else if (**index).rd_id == arbiter {
+                } else if unless.is_some_and(|columns| is_on(*info, columns)) {
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL
                 } else {
                     // Those of a deferrable constraint too: the check is not put off.
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
                 };
-                let inserted = self.insert_one(*index, *info, tuple, row, checked);
+                let inserted = self.insert_one(*index, *info, tuple, row, checked, change.keeps(*info));
                 // Of the others the result says nothing.
-                unique &= inserted || checked != pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL;
+                if !inserted && checked == pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL {
+                    return false;
+                }
             }
         }
-        unique
+        true
     }
 
     /// # Safety
@@ -111,6 +115,7 @@ impl Indexes {
         tuple: pg_sys::HeapTuple,
         row: &Values,
         checked: pg_sys::IndexUniqueCheck::Type,
+        unchanged: bool,
     ) -> bool {
         let mut values = [Datum::null(); MAX_KEYS];
         let mut nulls = [true; MAX_KEYS];
@@ -125,7 +130,7 @@ impl Indexes {
                     tid,
                     self.relation,
                     checked,
-                    false,
+                    unchanged,
                     info,
                 )
             };
@@ -187,6 +192,48 @@ impl Indexes {
 }
 
 const MAX_KEYS: usize = pg_sys::INDEX_MAX_KEYS as usize;
+
+/// What was done to the row.
+#[derive(Clone, Copy)]
+pub(super) enum Change<'a> {
+    Inserted,
+    /// Updated: for each column of the table, whether it was assigned.
+    Updated(&'a [bool]),
+    /// Updated in a way that concerns only indexes that summarize blocks.
+    Summaries(&'a [bool]),
+}
+
+impl Change<'_> {
+    /// Whether the row's former version has the same keys in the index: the server then looks for such versions to remove.
+    ///
+    /// # Safety
+    /// `info` is what the server built for an index of the row's table.
+    unsafe fn keeps(self, info: *mut pg_sys::IndexInfo) -> bool {
+        let (Self::Updated(assigned) | Self::Summaries(assigned)) = self else { return false };
+        // SAFETY: as the caller promises; the numbers of columns are those of the table, 0 for an expression.
+        unsafe {
+            let info = &*info;
+            info.ii_Expressions.is_null()
+                && info.ii_IndexAttrNumbers[..info.ii_NumIndexKeyAttrs as usize]
+                    .iter()
+                    .all(|number| *number > 0 && !assigned[*number as usize - 1])
+        }
+    }
+}
+
+/// Whether an index has exactly these columns as keys.
+///
+/// # Safety
+/// `info` is what the server built for an index.
+unsafe fn is_on(info: *mut pg_sys::IndexInfo, columns: &[i16]) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let info = &*info;
+        info.ii_Expressions.is_null()
+            && info.ii_ExclusionOps.is_null()
+            && info.ii_IndexAttrNumbers[..info.ii_NumIndexKeyAttrs as usize] == *columns
+    }
+}
 
 /// # Safety
 /// `info` is what the server built for an index.

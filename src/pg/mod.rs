@@ -73,14 +73,22 @@ pub fn clock() -> i64 {
     plain::timestamp()
 }
 
-/// Runs `f`; a unique violation that it meets is raised as `error()` instead, which says it in the vault's words. An
+/// Runs `f`; a unique violation of that index is raised as `error()` instead, which says it in the vault's words. An
 /// error all the same: nothing goes on after it but the abort.
 pub fn on_unique_violation<R>(
+    index: &'static str,
     f: impl FnOnce() -> R,
     error: impl Fn() -> crate::error::VaultError + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
 ) -> R {
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(f))
-        .catch_when(pgrx::PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, move |_| error().raise())
+        .catch_when(pgrx::PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, move |caught| {
+            use pg_sys::panic::CaughtError;
+            // In whatever language, the message quotes the index: another one may be an administrator's.
+            match &caught {
+                CaughtError::PostgresError(report) if !report.message().contains(index) => caught.rethrow(),
+                _ => error().raise(),
+            }
+        })
         .execute()
 }
 

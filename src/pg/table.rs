@@ -37,6 +37,9 @@ pub struct Table {
     /// the table are.
     columns: &'static [&'static CStr],
     pub(super) indexes: &'static [Index],
+    /// Rows are kept under the locks of the rows they are derived from: the newest version counts, whatever the
+    /// transaction's snapshot is.
+    pub(super) derived: bool,
     known: RefCell<Option<Rc<Known>>>,
     /// The relation that was last found to be a member of the extension.
     member: Cell<Oid>,
@@ -110,7 +113,30 @@ impl Table {
         columns: &'static [&'static CStr],
         indexes: &'static [Index],
     ) -> Self {
-        Self { name, columns, indexes, known: RefCell::new(None), member: Cell::new(Oid::INVALID) }
+        Self {
+            name,
+            columns,
+            indexes,
+            derived: false,
+            known: RefCell::new(None),
+            member: Cell::new(Oid::INVALID),
+        }
+    }
+
+    /// A table whose rows are derived from other tables' and changed only together with them.
+    pub const fn derived(
+        name: &'static CStr,
+        columns: &'static [&'static CStr],
+        indexes: &'static [Index],
+    ) -> Self {
+        Self {
+            name,
+            columns,
+            indexes,
+            derived: true,
+            known: RefCell::new(None),
+            member: Cell::new(Oid::INVALID),
+        }
     }
 
     pub(super) fn known(&self) -> Result<Rc<Known>> {

@@ -6,9 +6,8 @@
 use hyperion_vault_core::secret::Target;
 use pgrx::pg_sys::Datum;
 
-use super::secrets::{Draft, Properties, column, plus};
+use super::secrets::{Draft, Properties, column, plus, span_of};
 use crate::error::{Kind, Result, VaultError};
-use crate::pg::datum;
 
 /// Changes to a secret's properties: None leaves one as it is unless it is named in `reset`.
 #[derive(Default)]
@@ -95,7 +94,7 @@ pub fn change(draft: &mut Draft<'_, '_>, changes: &Changes, now: i64) -> Result<
         draft.set(column::NEXT_ROTATION_AT, None);
     } else {
         let interval = interval.ok_or_else(missing_interval)?;
-        let same = |before| datum::interval_parts(before) == datum::interval_parts(interval);
+        let same = |before| span_of(before) == span_of(interval);
         if !was_automatic || !interval_before.is_some_and(same) {
             draft.set(column::NEXT_ROTATION_AT, Some(Datum::from(plus(now, interval))));
         }

@@ -36,7 +36,7 @@ mod role {
 
 thread_local! {
     pub(super) static DATES: Table = const {
-        Table::new(
+        Table::derived(
             c"secret_dates",
             &[c"secret_id", c"kind", c"at"],
             &[
@@ -46,7 +46,7 @@ thread_local! {
         )
     };
     static TARGET_ROLES: Table = const {
-        Table::new(
+        Table::derived(
             c"target_roles",
             &[c"role", c"secret_id"],
             &[Index { name: c"target_roles_pkey", columns: &[role::ROLE, role::SECRET_ID] }],

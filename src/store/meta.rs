@@ -64,7 +64,8 @@ pub fn vault_id() -> Result<Option<Id>> {
 pub fn establish(write: &Write, candidate: Id) -> Result<Id> {
     // Before the id is read: from here on to the end of this transaction no import can put another in its place.
     SECRETS.with(|secrets| secrets.hold(write).map(drop))?;
-    if let Some(id) = vault_id()? {
+    // What is remembered is not out of date under the lock: whoever changes the id announces it before the lock is free.
+    if let Some(id) = remembered_vault_id()? {
         return Ok(id);
     }
     if !SECRETS.with(|secrets| secrets.is_empty())? {

@@ -13,7 +13,7 @@ use pgrx::pg_sys::{Datum, Oid};
 
 use super::tokens;
 use crate::error::{Kind, Result, VaultError};
-use crate::pg::heap::{RowLock, Wait, Write};
+use crate::pg::heap::{Assignment, RowLock, Wait, Write};
 use crate::pg::scan::{Bound, Direction, Index, Key, Table, equal};
 use crate::pg::tuple::Tuple;
 use crate::pg::{clock, datum, identity};
@@ -282,34 +282,38 @@ pub fn drop_role(write: &Write, role: &Locked<'_>) -> Result<()> {
 /// Binds a locked role to a Postgres role.
 pub fn bind(write: &Write, role: Id, name: &str, oid: Oid) -> Result<()> {
     let key = [Key::Uuid(role), Key::Text(name)];
-    let times =
-        [(binding::PG_ROLE_OID, Some(Datum::from(oid))), (binding::CREATED_AT, Some(Datum::from(clock())))];
-    BINDINGS.with(|table| {
-        let [of_oid, at] = times;
-        let made = table.insert_unless_present(
-            write,
-            0,
-            &key,
-            &[
-                (binding::ROLE_ID, Some(datum::uuid(role))),
-                (binding::PG_ROLE, Some(datum::varlena(name.as_bytes()))),
-                of_oid,
-                at,
-            ],
-        )?;
-        if made.is_some() { table.announce_change(write) } else { renew(write, role, name, oid).map(drop) }
-    })
+    let now = Some(Datum::from(clock()));
+    let binding = [(binding::PG_ROLE_OID, Some(Datum::from(oid))), (binding::CREATED_AT, now)];
+    loop {
+        if renew(write, role, name, oid, &binding)? {
+            return Ok(());
+        }
+        let [of_oid, at] = binding;
+        let row = [
+            (binding::ROLE_ID, Some(datum::uuid(role))),
+            (binding::PG_ROLE, Some(datum::varlena(name.as_bytes()))),
+            of_oid,
+            at,
+        ];
+        let made = BINDINGS.with(|table| {
+            let made = table.insert_unless_present(write, 0, &key, &row)?.is_some();
+            if made { table.announce_change(write).map(|()| true) } else { Ok(false) }
+        })?;
+        if made {
+            return Ok(());
+        }
+        // Somebody else made it, or took it away again.
+        pgrx::check_for_interrupts!();
+    }
 }
 
-/// Gives a binding that is there the OID that its Postgres role has now. Whether it is there.
-fn renew(write: &Write, role: Id, name: &str, oid: Oid) -> Result<bool> {
+/// Changes a binding that is there and has another OID. Whether it is there.
+fn renew(write: &Write, role: Id, name: &str, oid: Oid, values: &[Assignment]) -> Result<bool> {
     BINDINGS.with(|table| {
         let key = [Key::Uuid(role), Key::Text(name)];
         let Some(row) = table.lock(write, 0, &key, Wait::Block)? else { return Ok(false) };
         if row.row()?.oid(binding::PG_ROLE_OID) != Some(oid) {
-            let now = Some(Datum::from(clock()));
-            let renewed = [(binding::PG_ROLE_OID, Some(Datum::from(oid))), (binding::CREATED_AT, now)];
-            table.update(write, &row, &renewed)?;
+            table.update(write, &row, values)?;
             table.announce_change(write)?;
         }
         Ok(true)
@@ -347,7 +351,13 @@ pub fn rebind(write: &Write, mut each: impl FnMut(&str, &str, bool) -> Result<()
             None => missing.push((name, binding.name)),
             Some(oid) if oid == binding.oid => {}
             Some(oid) => {
-                if renew(write, binding.role, &binding.name, oid)? {
+                if renew(
+                    write,
+                    binding.role,
+                    &binding.name,
+                    oid,
+                    &[(binding::PG_ROLE_OID, Some(Datum::from(oid)))],
+                )? {
                     each(&name, &binding.name, true)?;
                 }
             }

@@ -34,6 +34,9 @@ pub fn size() -> Result<i64> {
 
 /// Every secret with all its versions, by name; deleted ones too while they can be restored, but none that is gone.
 pub fn all() -> Result<Vec<Secret>> {
+    // Before the snapshot: a rewrite in between could give rows a newer origin than it sees.
+    SECRETS.with(|table| table.lock_for_reading())?;
+    VERSIONS.with(|table| table.lock_for_reading())?;
     let snapshot = Snapshot::latest();
     let mut secrets = Vec::new();
     SECRETS.with(|table| {

@@ -526,7 +526,7 @@ impl<'l, 'w> Draft<'l, 'w> {
 }
 
 /// The length of an interval in microseconds, months taken for 30 days as the server compares intervals.
-fn span_of(interval: Datum) -> i64 {
+pub(super) fn span_of(interval: Datum) -> i64 {
     let (months, days, micros) = datum::interval_parts(interval);
     let days = i128::from(months) * 30 + i128::from(days);
     (days * 86_400_000_000 + i128::from(micros)).clamp(0, i128::from(i64::MAX)) as i64
@@ -577,7 +577,7 @@ pub fn rename(
         (column::SEALED, Some(datum::varlena(sealed))),
         (column::UPDATED_AT, Some(Datum::from(now))),
     ];
-    crate::pg::on_unique_violation(|| change(write, locked, &values), taken)
+    crate::pg::on_unique_violation("secrets_name_key", || change(write, locked, &values), taken)
 }
 
 /// Deletes a locked secret, whose superseded versions are deleted by now.

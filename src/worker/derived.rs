@@ -1,6 +1,6 @@
 //! What is derived from the vault's rows, made again where it is missing.
 //!
-//! In the maintenance worker, on a primary: at its start, and after one of the tables was altered. Triggers keep the
+//! In the maintenance worker, on a primary: at its start, after one of the tables was altered, and every hour. Triggers keep the
 //! derived tables when rows come in without the extension (a restore, a superuser, logical replication); but triggers can be
 //! switched off, as `pg_restore --disable-triggers` does, and then nothing but a walk over the rows finds a date. The
 //! trap it avoids: a walk over a million secrets each second; VACUUM and ANALYZE look like an alteration, too.
@@ -18,10 +18,14 @@ use crate::store::{derived, schedule};
 /// second.
 const PAUSE_MS: u64 = 15_000;
 
+/// However little was heard of an alteration: triggers that stay switched off are none.
+const EVERY_MS: u64 = 3_600_000;
+
 thread_local! {
     /// The alterations that the last walk has seen.
     static WALKED: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
-    static NEXT: Cell<u64> = const { Cell::new(0) };
+    /// When it ended.
+    static WALKED_AT: Cell<u64> = const { Cell::new(0) };
 }
 
 const FIRST: Id = Id([0; 16]);
@@ -29,13 +33,15 @@ const FIRST: Id = Id([0; 16]);
 /// One turn of the maintenance worker, outside of a transaction.
 pub fn turn() -> Result<()> {
     let now = transaction::run(derived::alterations)?;
-    if WALKED.get() == Some(now) || WALKED.get().is_some() && monotonic_ms() < NEXT.get() {
+    let since = monotonic_ms().saturating_sub(WALKED_AT.get());
+    let pause = if WALKED.get() == Some(now) { EVERY_MS } else { PAUSE_MS };
+    if WALKED.get().is_some() && since < pause {
         return Ok(());
     }
     if walk()? {
         WALKED.set(Some(now));
     }
-    NEXT.set(monotonic_ms() + PAUSE_MS);
+    WALKED_AT.set(monotonic_ms());
     Ok(())
 }
 

@@ -5,7 +5,6 @@ mod api;
 mod audit;
 mod bad_input;
 mod below;
-mod below;
 mod catalog;
 mod crash;
 mod deaths;
