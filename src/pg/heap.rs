@@ -19,10 +19,12 @@
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+use hyperion_vault_core::cache::Places;
+
 use pgrx::pg_sys::{self, Datum, Oid, TM_Result};
 
 use super::index::{Change, Indexes, Values};
-use super::scan::{Key, Op, Search, damaged, has};
+use super::scan::{Key, Op, Search, damaged, has, place_of};
 use super::table::{Known, Table, generation};
 use super::tuple::Tuple;
 use crate::error::{Kind, Result, VaultError};
@@ -306,13 +308,14 @@ impl Table {
         write: &'w Write,
         index: usize,
         keys: &[Key<'_>],
+        places: Option<Places<'_>>,
         wait: Wait,
     ) -> Result<Option<RowLock<'w>>> {
         let target = self.target(write)?;
         let columns = self.indexes[index].columns;
         loop {
             let mut place = None;
-            self.point(index, keys, None, |row| {
+            self.point(index, keys, places, |row| {
                 place = row.map(Tuple::item_pointer);
                 Ok(())
             })?;
@@ -329,6 +332,13 @@ impl Table {
             }
             pgrx::check_for_interrupts!();
         }
+    }
+
+    /// Remembers where a row with these keys has been written, for the [point reads](Table::point) that come next: in an index
+    /// there may be an entry for each page that the transaction has filled with the row's former versions.
+    pub fn remember(&self, keys: &[Key<'_>], places: Places<'_>, row: &RowLock<'_>) -> Result<()> {
+        places.remember(place_of(&row.known, keys), row.row()?.place());
+        Ok(())
     }
 
     /// Changes a row that is locked, or belongs to one that is. Columns that are not assigned stay as they are, those of

@@ -232,7 +232,7 @@ impl Table {
         assert!(keys.len() == columns.len() && keys.len() <= 2, "a point read has a key for each column");
         let (known, hash, open) = loop {
             let known = self.known()?;
-            let hash = keys.iter().fold(Hash::new(known.table.to_u32()), |hash, key| key.mix_into(hash));
+            let hash = place_of(&known, keys);
             let guess = places.and_then(|places| places.guess(hash));
             if let Some(open) = Open::begin(&known, guess) {
                 break (known, hash, open);
@@ -276,6 +276,11 @@ impl Table {
         scan.end();
         outcome
     }
+}
+
+/// What a row with these keys is remembered by.
+pub(super) fn place_of(known: &Known, keys: &[Key<'_>]) -> Hash {
+    keys.iter().fold(Hash::new(known.table.to_u32()), |hash, key| key.mix_into(hash))
 }
 
 /// Whether the row has these keys in these columns. A text that is stored compressed counts as another one unless it is to

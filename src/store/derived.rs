@@ -175,7 +175,9 @@ pub(super) fn secret_deleted(write: &Write, before: &Derived) -> Result<()> {
 fn forget_roles(write: &Write, secret: Id, roles: &[Oid]) -> Result<()> {
     TARGET_ROLES.with(|table| {
         for oid in roles {
-            if let Some(row) = table.lock(write, 0, &[Key::Oid(*oid), Key::Uuid(secret)], Wait::Block)? {
+            if let Some(row) =
+                table.lock(write, 0, &[Key::Oid(*oid), Key::Uuid(secret)], None, Wait::Block)?
+            {
                 table.delete(write, &row)?;
             }
         }
@@ -204,7 +206,7 @@ fn change_date(
                 (None, None) => return Ok(()),
                 (Some(known), at) if known == at => return Ok(()),
                 (Some(seen), at) => {
-                    let Some(row) = table.lock(write, BY_SECRET, &key, Wait::Block)? else { continue };
+                    let Some(row) = table.lock(write, BY_SECRET, &key, None, Wait::Block)? else { continue };
                     if row.row()?.timestamp(date::AT) != seen {
                         continue;
                     }

@@ -103,7 +103,7 @@ pub fn adopt(write: &Write, vault: Id) -> Result<Option<Id>> {
         let unused = SECRETS.with(|table| table.is_empty())? && VERSIONS.with(|table| table.is_empty())?;
         if unused {
             META.with(|meta| {
-                if let Some(row) = meta.lock(write, 0, &ONLY, Wait::Block)? {
+                if let Some(row) = meta.lock(write, 0, &ONLY, None, Wait::Block)? {
                     meta.update(write, &row, &[(VAULT_ID, Some(datum::uuid(vault)))])?;
                     meta.announce_change(write)?;
                 }

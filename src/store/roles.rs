@@ -175,7 +175,7 @@ pub fn lock<'w>(write: &'w Write, name: &str) -> Result<Locked<'w>> {
     if name == ADMIN {
         return Ok(Locked { row: None, id: ADMIN_ID, is_admin: true });
     }
-    let row = ROLES.with(|table| table.lock(write, BY_NAME, &[Key::Text(name)], Wait::Block))?;
+    let row = ROLES.with(|table| table.lock(write, BY_NAME, &[Key::Text(name)], None, Wait::Block))?;
     let locked = match row {
         None => None,
         Some(row) => {
@@ -311,7 +311,7 @@ pub fn bind(write: &Write, role: Id, name: &str, oid: Oid) -> Result<()> {
 fn renew(write: &Write, role: Id, name: &str, oid: Oid, values: &[Assignment]) -> Result<bool> {
     BINDINGS.with(|table| {
         let key = [Key::Uuid(role), Key::Text(name)];
-        let Some(row) = table.lock(write, 0, &key, Wait::Block)? else { return Ok(false) };
+        let Some(row) = table.lock(write, 0, &key, None, Wait::Block)? else { return Ok(false) };
         if row.row()?.oid(binding::PG_ROLE_OID) != Some(oid) {
             table.update(write, &row, values)?;
             table.announce_change(write)?;

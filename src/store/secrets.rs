@@ -6,6 +6,7 @@
 //! row in one operation.
 
 use hyperion_vault_core::IpNet;
+use hyperion_vault_core::cache::Places;
 use hyperion_vault_core::envelope::{Format, Id};
 use hyperion_vault_core::secret::{Presence, Timestamp};
 use pgrx::pg_sys::Datum;
@@ -165,9 +166,8 @@ pub struct Current<'a> {
 
 /// Visits the row of that name as of now, be its secret live, deleted or gone: one look at its place, or one index descent.
 pub fn visit<R>(name: &str, visit: impl FnOnce(Option<&Current<'_>>) -> Result<R>) -> Result<R> {
-    let places = area::get().ok().map(|area| area.places());
     SECRETS.with(|table| {
-        table.point(BY_NAME, &[Key::Text(name)], places, |row| match row {
+        table.point(BY_NAME, &[Key::Text(name)], places(), |row| match row {
             None => visit(None),
             Some(row) => visit(Some(&read_current(row).ok_or_else(unreadable)?)),
         })
@@ -184,9 +184,8 @@ pub fn current(name: &str) -> Result<Option<Sealed>> {
 
 /// The live secret of that name as of now, and whether it has a target: for writers.
 pub fn current_with_target(name: &str) -> Result<Option<(Sealed, bool)>> {
-    let places = area::get().ok().map(|area| area.places());
     SECRETS.with(|table| {
-        table.point(BY_NAME, &[Key::Text(name)], places, |row| {
+        table.point(BY_NAME, &[Key::Text(name)], places(), |row| {
             let Some(row) = row else { return Ok(None) };
             let found = read_current(row).ok_or_else(unreadable)?;
             let has_target = row.pointer(column::TARGET).is_some();
@@ -300,6 +299,11 @@ impl<'w> Locked<'w> {
     }
 }
 
+/// Where sessions have seen rows last.
+fn places<'a>() -> Option<Places<'a>> {
+    area::get().ok().map(|area| area.places())
+}
+
 /// Whether a row's secret is automatic.
 pub(super) fn is_automatic(row: &Tuple<'_>) -> bool {
     row.label(column::KIND).is_some_and(|kind| kind == kind_label(true))
@@ -316,19 +320,19 @@ pub fn lock<'w>(write: &'w Write, name: &str) -> Result<Option<Locked<'w>>> {
 
 /// Locks the row of that name, be its secret live, deleted or gone.
 pub fn lock_any<'w>(write: &'w Write, name: &str) -> Result<Option<Locked<'w>>> {
-    let row = SECRETS.with(|table| table.lock(write, BY_NAME, &[Key::Text(name)], Wait::Block))?;
+    let row = SECRETS.with(|table| table.lock(write, BY_NAME, &[Key::Text(name)], places(), Wait::Block))?;
     row.map(Locked::of).transpose()
 }
 
 /// Locks the row of that id; None if there is none, or somebody else has it.
 pub(super) fn lock_if_free<'w>(write: &'w Write, id: Id) -> Result<Option<Locked<'w>>> {
-    let row = SECRETS.with(|table| table.lock(write, BY_ID, &[Key::Uuid(id)], Wait::Skip))?;
+    let row = SECRETS.with(|table| table.lock(write, BY_ID, &[Key::Uuid(id)], None, Wait::Skip))?;
     row.map(Locked::of).transpose()
 }
 
 /// Locks the row of that id, waiting for whoever has it; false if there is none.
 pub(super) fn lock_by_id(write: &Write, id: Id) -> Result<bool> {
-    SECRETS.with(|table| Ok(table.lock(write, BY_ID, &[Key::Uuid(id)], Wait::Block)?.is_some()))
+    SECRETS.with(|table| Ok(table.lock(write, BY_ID, &[Key::Uuid(id)], None, Wait::Block)?.is_some()))
 }
 
 /// What a caller gives besides the value; None is what was not given. Datums as they came in, of the declared types.
@@ -520,6 +524,9 @@ impl<'l, 'w> Draft<'l, 'w> {
         let before = Derived::of(&self.locked.row()?)?;
         let updated = SECRETS.with(|table| table.update(write, &self.locked.row, &self.values))?;
         let row = updated.row()?;
+        if let (Some(places), Some(name)) = (places(), row.text(column::NAME)) {
+            SECRETS.with(|table| table.remember(&[Key::Text(name)], places, &updated))?;
+        }
         derived::secret_changed(write, &before, &Derived::of(&row)?)?;
         info::of(&row)
     }

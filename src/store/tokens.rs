@@ -108,7 +108,7 @@ pub fn create(
 /// Whether there was a token of that name.
 pub fn revoke(write: &Write, name: &str) -> Result<bool> {
     TOKENS.with(|table| {
-        let Some(row) = table.lock(write, BY_NAME, &[Key::Text(name)], Wait::Block)? else {
+        let Some(row) = table.lock(write, BY_NAME, &[Key::Text(name)], None, Wait::Block)? else {
             return Ok(false);
         };
         table.delete(write, &row)?;
@@ -201,7 +201,7 @@ pub fn note_uses(write: &Write, uses: Uses<'_>) -> Result<()> {
             Ok(true)
         })?;
         for (id, last) in later {
-            if let Some(row) = table.lock(write, BY_ID, &[Key::Uuid(id)], Wait::Skip)? {
+            if let Some(row) = table.lock(write, BY_ID, &[Key::Uuid(id)], None, Wait::Skip)? {
                 table.update(write, &row, &[(column::LAST_USED_AT, Some(Datum::from(last)))])?;
             }
         }
