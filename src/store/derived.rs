@@ -6,8 +6,8 @@
 //! evaluated. They are not dumped: triggers make them anew when the rows are restored, and keep them where a superuser
 //! changes rows in SQL.
 //!
-//! A row here says where to look, never what to do: whoever finds one judges the secret itself, under its lock. The trap it
-//! avoids: a date that is left behind or comes twice; each is found by its key (secret and kind) before it is changed.
+//! A row here says where to look, never what to do: whoever finds one judges the secret itself, under its lock. A date is
+//! never later than the secret's own, but may be earlier, and is moved when it has come. The trap it avoids: a date that is left behind or comes twice; each is found by its key (secret and kind) before it is changed.
 
 use hyperion_vault_core::envelope::Id;
 use hyperion_vault_core::secret::Target;
@@ -139,7 +139,7 @@ fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
 pub(super) fn secret_changed(write: &Write, before: &Derived, after: &Derived) -> Result<()> {
     for kind in DateKind::OF_SECRET {
         if before.date(kind) != after.date(kind) {
-            set_date(write, after.id, kind, after.date(kind))?;
+            move_date(write, after.id, kind, after.date(kind))?;
         }
     }
     if before.target_roles != after.target_roles {
@@ -188,6 +188,16 @@ fn forget_roles(write: &Write, secret: Id, roles: &[Oid]) -> Result<()> {
 /// Sets or removes a date of a secret: of one that is locked, or as a restore brings it.
 pub(super) fn set_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64>) -> Result<()> {
     change_date(write, secret, kind, |_| at)
+}
+
+/// The same, but a date that has not come stays where it is if it is to be later: whoever finds it then moves it
+/// ([`sync`]). So many changes of one secret in one transaction do not each leave a row behind that nobody can remove yet.
+fn move_date(write: &Write, secret: Id, kind: DateKind, at: Option<i64>) -> Result<()> {
+    let now = crate::pg::clock();
+    change_date(write, secret, kind, |known| match (known, at) {
+        (Some(known), Some(at)) if known > now && known <= at => Some(known),
+        _ => at,
+    })
 }
 
 /// Makes a date what `at` says for the one there is; asked again after a wait.
@@ -239,14 +249,18 @@ pub(super) fn sync(write: &Write, derived: &Derived) -> Result<()> {
     derived.target_roles.iter().try_for_each(|oid| add_role(write, derived.id, *oid))
 }
 
-/// Whether everything that is derived from a secret's row is there.
+/// Whether everything that is derived from a secret's row is there: dates on time, if maybe too early.
 fn is_synced(derived: &Derived) -> Result<bool> {
     for kind in DateKind::OF_SECRET {
         let known = DATES.with(|table| {
             let key = [Key::Uuid(derived.id), kind.key()];
             table.point(BY_SECRET, &key, None, |row| Ok(row.and_then(|row| row.timestamp(date::AT))))
         })?;
-        if known != derived.date(kind) {
+        let on_time = match (known, derived.date(kind)) {
+            (Some(known), Some(at)) => known <= at,
+            (known, at) => known == at,
+        };
+        if !on_time {
             return Ok(false);
         }
     }

@@ -287,7 +287,8 @@ fn updates_stay_on_their_page() {
     let (all, hot) = (after.0 - before.0, after.1 - before.1);
     assert!(all >= 200 && hot * 10 >= all * 9, "{hot} of {all} updates were HOT");
     let pages: i64 = root.ask("SELECT pg_relation_size('vault.secrets') / 8192").parse().expect("a number");
-    assert!(pages <= 4, "{pages} pages for two secrets");
+    // Four, if they were filled: a fifth of each is left free.
+    assert!(pages <= 5, "{pages} pages for two secrets");
     // An index of a superuser over what changes makes them ordinary ones, and keeps them right.
     root.ask("CREATE INDEX x ON vault.secrets (updated_at)");
     let before = updates(&mut root, "vault.secrets");
