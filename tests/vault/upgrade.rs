@@ -4,6 +4,7 @@
 //! there is nothing to upgrade from, so the machinery is rehearsed: what is in `sql/` is released into a temporary
 //! directory, and upgraded to a made-up next version, with each statement of the upgrade script left out in turn.
 
+mod adoption;
 mod release;
 
 use crate::catalog::LISTING;
