@@ -49,8 +49,16 @@ fn a_look_does_not_grow_with_what_is_not_due() {
            FROM generate_series(1, {count}) i;
          ANALYZE vault.secrets, vault.secret_versions, vault.secret_dates"
     ));
-    root.ask("SELECT pg_stat_force_next_flush()");
-    std::thread::sleep(Duration::from_secs(3));
+    // Altered and analysed tables are walked over once, to find dates that are missing.
+    wait_for("the walk to be over", hyperion_vault_tests::PATIENCE, || {
+        let seen = |root: &mut Client| {
+            std::thread::sleep(Duration::from_secs(2));
+            root.ask("SELECT pg_stat_force_next_flush()");
+            read(root)
+        };
+        let (one, other) = (seen(&mut root), seen(&mut root));
+        other[0] > one[0] && other[0] - one[0] < 60 && other[2] == one[2]
+    });
     let before = read(&mut root);
     std::thread::sleep(Duration::from_secs(5));
     root.ask("SELECT pg_stat_force_next_flush()");
