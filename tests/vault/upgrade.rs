@@ -79,6 +79,16 @@ fn every_release_upgrades_to_this_version() {
     }
 }
 
+/// The C functions that releases declare: their install scripts must still run.
+pub fn released_symbols() -> BTreeSet<String> {
+    let sources = Sources::here();
+    let scripts: String = sources.releases().iter().map(|version| sources.install_script(version)).collect();
+    let names = scripts.split("AS 'MODULE_PATHNAME', '").skip(1);
+    let symbols: BTreeSet<_> = names.filter_map(|rest| rest.split('\'').next()).map(str::to_owned).collect();
+    assert!(symbols.len() > 30 || sources.releases().is_empty(), "{symbols:?}");
+    symbols
+}
+
 /// A copy of the tree under test for scripts of our own, with the install script of the checkout.
 fn private_tree(sources: &Sources) -> (Toolchain, tempfile::TempDir) {
     let (tree, dir) = Toolchain::from_env().private_copy();
