@@ -20,6 +20,8 @@ pub enum Kind {
     Exists,
     /// Wrong state for the call, `expected_version` differs, wrong database, not preloaded.
     WrongState,
+    /// The tables are those of another version of the extension.
+    Outdated,
     /// A bad argument.
     Invalid,
     /// The address is not allowed, or policy denies.
@@ -53,7 +55,7 @@ impl Kind {
         match self {
             Kind::NotFound => PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
             Kind::Exists => PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
-            Kind::WrongState => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Kind::WrongState | Kind::Outdated => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Kind::Invalid => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Kind::Denied => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             Kind::Unauthenticated => PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -97,6 +99,11 @@ impl VaultError {
 
     pub fn is_not_found(&self) -> bool {
         self.kind == Kind::NotFound
+    }
+
+    /// Whether ALTER EXTENSION UPDATE is due.
+    pub fn is_outdated(&self) -> bool {
+        self.kind == Kind::Outdated
     }
 
     pub fn is_unauthenticated(&self) -> bool {

@@ -5,6 +5,7 @@
 mod arguments;
 mod batch;
 mod create;
+mod earlier;
 pub mod gate;
 mod hook;
 mod install;
@@ -226,5 +227,8 @@ audited!(
     Write,
     travel::import_sealed
 );
+// Of earlier releases, whose install scripts must still run.
+sql_function!(vault_inside, pg_finfo_vault_inside, earlier::inside);
+sql_function!(vault_visible, pg_finfo_vault_visible, earlier::visible);
 sql_function!(vault_secrets_handler, pg_finfo_vault_secrets_handler, view::handler);
 audited!(vault_open, pg_finfo_vault_open, "decrypted_secrets", "read", Read, view::open);

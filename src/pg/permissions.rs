@@ -15,7 +15,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use pgrx::pg_sys::{self, Datum, List, Oid};
 
-use super::{datum, identity, plain};
+use super::{datum, identity, plain, table};
 use crate::error::{Kind, VaultError};
 
 static mut PREVIOUS: pg_sys::ExecutorCheckPerms_hook_type = None;
@@ -143,6 +143,9 @@ unsafe extern "C-unwind" fn judge(usage: Use, raise: bool) -> bool {
         return true;
     }
     if raise {
+        if table::is_outdated() {
+            table::outdated().raise();
+        }
         let hint = if is_log {
             "Reading the audit log requires the privileges of vault_auditor; nothing else is done with it by statements."
         } else {

@@ -23,6 +23,9 @@ use crate::error::{Kind, Result, VaultError};
 /// The extension's name, as CREATE EXTENSION takes it.
 const EXTENSION: &CStr = c"hyperion_vault";
 const SCHEMA: &CStr = c"vault";
+/// Relations of the present version that earlier ones lack. Until an upgrade script has made them, the tables are an earlier
+/// version's: they are refused as a whole, so that nothing is half done in between.
+const NEWEST: [&CStr; 3] = [c"secret_dates", c"target_roles", c"role_bindings_key"];
 
 /// An index of a table, and the table's columns behind its own, in their order, counted from 1 as in [`Table::new`].
 pub struct Index {
@@ -40,6 +43,8 @@ pub struct Table {
     /// Rows are kept under the locks of the rows they are derived from: the newest version counts, whatever the
     /// transaction's snapshot is.
     pub(super) derived: bool,
+    /// The same in every version there was: used before an upgrade, too.
+    in_every_version: bool,
     known: RefCell<Option<Rc<Known>>>,
     /// The relation that was last found to be a member of the extension.
     member: Cell<Oid>,
@@ -118,6 +123,7 @@ impl Table {
             columns,
             indexes,
             derived: false,
+            in_every_version: false,
             known: RefCell::new(None),
             member: Cell::new(Oid::INVALID),
         }
@@ -134,9 +140,21 @@ impl Table {
             columns,
             indexes,
             derived: true,
+            in_every_version: false,
             known: RefCell::new(None),
             member: Cell::new(Oid::INVALID),
         }
+    }
+
+    /// Used even while other tables are an earlier version's.
+    pub const fn in_every_version(mut self) -> Self {
+        self.in_every_version = true;
+        self
+    }
+
+    /// Refuses if the table cannot be used as it is.
+    pub fn check(&self) -> Result<()> {
+        self.known().map(drop)
     }
 
     pub(super) fn known(&self) -> Result<Rc<Known>> {
@@ -172,7 +190,10 @@ impl Table {
             let find = |name: &CStr| pg_sys::get_relname_relid(name.as_ptr(), schema);
             let table = find(self.name);
             if schema == Oid::INVALID || table == Oid::INVALID || !self.is_member(table) {
-                return Err(missing());
+                return Err(if self.derived && is_outdated() { outdated() } else { missing() });
+            }
+            if !self.in_every_version && is_outdated() {
+                return Err(outdated());
             }
             let indexes: Vec<Oid> = self.indexes.iter().map(|index| find(index.name)).collect();
             if indexes.contains(&Oid::INVALID) {
@@ -289,9 +310,20 @@ fn extension_schema(extension: Oid) -> Option<String> {
     }
 }
 
+/// Whether the extension is here with the tables of an earlier version. In a transaction.
+pub(super) fn is_outdated() -> bool {
+    // SAFETY: catalog lookups on valid strings.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        schema != Oid::INVALID
+            && NEWEST.iter().any(|name| pg_sys::get_relname_relid(name.as_ptr(), schema) == Oid::INVALID)
+            && pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) != Oid::INVALID
+    }
+}
+
 /// The tables are those of another version of the extension than the library.
-fn outdated() -> VaultError {
-    VaultError::new(Kind::WrongState, "the tables of hyperion_vault do not fit the library")
-        .detail("A column or an index is missing.")
+pub fn outdated() -> VaultError {
+    VaultError::new(Kind::Outdated, "the tables of hyperion_vault do not fit the library")
+        .detail("A table, a column or an index is missing.")
         .hint("Run ALTER EXTENSION hyperion_vault UPDATE.")
 }

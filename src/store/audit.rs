@@ -26,6 +26,7 @@ thread_local! {
             ],
             &[Index { name: c"audit_log_pkey", columns: &[log::ID] }],
         )
+        .in_every_version()
     };
     static SPOOLS: Table = const {
         Table::new(
@@ -33,6 +34,7 @@ thread_local! {
             &[c"spool_id", c"position", c"records", c"updated_at"],
             &[Index { name: c"audit_spools_pkey", columns: &[spool::ID] }],
         )
+        .in_every_version()
     };
     static PENDING: Table = const {
         Table::new(
@@ -40,6 +42,7 @@ thread_local! {
             &[c"id", c"xid"],
             &[Index { name: c"audit_pending_pkey", columns: &[pending::ID] }],
         )
+        .in_every_version()
     };
 }
 

@@ -22,6 +22,7 @@ thread_local! {
             &[c"singleton", c"vault_id", c"created_at"],
             &[Index { name: c"vault_meta_pkey", columns: &[SINGLETON] }],
         )
+        .in_every_version()
     };
 }
 

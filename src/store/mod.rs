@@ -16,3 +16,10 @@ pub mod secrets;
 pub mod targets;
 pub mod tokens;
 pub mod versions;
+
+/// Refuses if the tables cannot be used as they are, such as those of an earlier version of the extension.
+pub fn check_tables() -> crate::error::Result<()> {
+    secrets::SECRETS.with(|table| table.check())?;
+    versions::VERSIONS.with(|table| table.check())?;
+    derived::DATES.with(|table| table.check())
+}

@@ -32,7 +32,7 @@ pub extern "C-unwind" fn hyperion_vault_hooks_main(arg: pgrx::pg_sys::Datum) {
 
 fn turn() -> Result<Duration> {
     area::get()?.header.posts.hooks_wanted.store(false, SeqCst);
-    if identity::in_recovery() || !config::rotation_enabled() {
+    if identity::in_recovery() || !config::rotation_enabled() || !session::tables_fit()? {
         session::leave_for_now();
     }
     let more = rotation::pass(Lane::Hooks)?;

@@ -22,6 +22,8 @@ pub const NAME: &CStr = c"hyperion_vault maintenance";
 const BREATH: Duration = Duration::from_millis(20);
 /// How often a standby asks whether it still is one.
 const RECOVERY_TURN: Duration = Duration::from_secs(1);
+/// How often it looks whether ALTER EXTENSION UPDATE has been run, while it is due.
+const UPDATE_TURN: Duration = Duration::from_secs(1);
 
 /// Entry point, by name, for the postmaster; the argument is its place in the roster.
 #[unsafe(no_mangle)]
@@ -33,6 +35,9 @@ pub extern "C-unwind" fn hyperion_vault_maintenance_main(arg: pgrx::pg_sys::Datu
 fn turn() -> Result<Duration> {
     if identity::in_recovery() {
         return Ok(RECOVERY_TURN);
+    }
+    if !session::tables_fit()? {
+        return Ok(UPDATE_TURN);
     }
     let rotations = config::rotation_enabled();
     // Each for itself: what fails in one holds up none of the others.

@@ -22,6 +22,7 @@ use crate::config;
 use crate::error::Result;
 use crate::pg::worker::{self, Wakeup};
 use crate::pg::{catalog, exit, transaction};
+use crate::store;
 
 /// After an error of the worker's own, doubled for each in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ thread_local! {
     static POST: Cell<Option<&'static Post>> = const { Cell::new(None) };
     /// Whether a step of the turn has failed.
     static FAILED: Cell<bool> = const { Cell::new(false) };
+    /// Whether it was said that the tables do not fit the library.
+    static OUTDATED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The life of a worker: `turn` again and again, each time after the pause that it returned. It is a [`step`], and may have
@@ -124,6 +127,25 @@ fn recover<R>(error: CaughtError) -> Option<R> {
         post.failed(report.message());
     }
     None
+}
+
+/// Whether the vault's tables fit the library. If ALTER EXTENSION UPDATE is due, the worker says so once and has nothing to
+/// do until then.
+pub fn tables_fit() -> Result<bool> {
+    let error = match transaction::run(|| Ok(store::check_tables()))? {
+        Err(error) if error.is_outdated() => error,
+        checked => {
+            OUTDATED.set(false);
+            return checked.map(|()| true);
+        }
+    };
+    if !OUTDATED.replace(true) {
+        if let Some(post) = POST.get() {
+            post.failed(&error.summary());
+        }
+        error.warn();
+    }
+    Ok(false)
 }
 
 /// Reads the configuration again if it may have changed; whether it may.

@@ -4,6 +4,7 @@
 //! there is nothing to upgrade from, so the machinery is rehearsed: what is in `sql/` is released into a temporary
 //! directory, and upgraded to a made-up next version, with each statement of the upgrade script left out in turn.
 
+mod adoption;
 mod release;
 
 use crate::catalog::LISTING;
@@ -76,6 +77,16 @@ fn every_release_upgrades_to_this_version() {
     if std::env::var_os("HYPERION_VAULT_RELEASE").is_some() {
         sources.add_release(made.path());
     }
+}
+
+/// The C functions that releases declare: their install scripts must still run.
+pub fn released_symbols() -> BTreeSet<String> {
+    let sources = Sources::here();
+    let scripts: String = sources.releases().iter().map(|version| sources.install_script(version)).collect();
+    let names = scripts.split("AS 'MODULE_PATHNAME', '").skip(1);
+    let symbols: BTreeSet<_> = names.filter_map(|rest| rest.split('\'').next()).map(str::to_owned).collect();
+    assert!(symbols.len() > 30 || sources.releases().is_empty(), "{symbols:?}");
+    symbols
 }
 
 /// A copy of the tree under test for scripts of our own, with the install script of the checkout.
