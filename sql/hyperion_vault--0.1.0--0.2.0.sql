@@ -153,3 +153,27 @@ BEGIN
     END LOOP;
 END
 $guards$;
+
+-- The planner is told nothing of names any more.
+DO $statistics$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['vault_meta', 'secrets', 'secret_versions', 'secret_dates', 'target_roles',
+                           'roles', 'role_permissions', 'role_bindings', 'tokens',
+                           'audit_log', 'audit_spools', 'audit_pending'] LOOP
+        EXECUTE (SELECT pg_catalog.format('ALTER TABLE vault.%I %s', t,
+                     pg_catalog.string_agg(pg_catalog.format('ALTER COLUMN %I SET STATISTICS 0', a.attname), ', ' ORDER BY a.attnum))
+                   FROM pg_catalog.pg_attribute a
+                  WHERE a.attrelid OPERATOR(pg_catalog.=) pg_catalog.format('vault.%I', t)::regclass
+                    AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+                    AND (t OPERATOR(pg_catalog.<>) 'audit_log'
+                         OR a.attname OPERATOR(pg_catalog.=) ANY (ARRAY['subject', 'detail', 'token', 'role', 'session_role']::name[])));
+    END LOOP;
+END
+$statistics$;
+DELETE FROM pg_catalog.pg_statistic s USING pg_catalog.pg_attribute a
+ WHERE a.attrelid OPERATOR(pg_catalog.=) s.starelid AND a.attnum OPERATOR(pg_catalog.=) s.staattnum
+   AND a.attstattarget OPERATOR(pg_catalog.=) 0
+   AND a.attrelid IN (SELECT c.oid FROM pg_catalog.pg_class c
+                       WHERE c.relnamespace OPERATOR(pg_catalog.=) 'vault'::pg_catalog.regnamespace AND c.relkind OPERATOR(pg_catalog.=) 'r');

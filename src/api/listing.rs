@@ -36,7 +36,8 @@ pub fn list_secrets(args: &Args) -> Result<Return> {
     }
     let deleted = args.bool(3).ok_or_else(|| gate::null("deleted"))?;
     let rows = RowSet::begin(args)?;
-    let page = Page { pattern: &pattern, after: args.text(1), max_rows, deleted, reach: &reach };
+    let spans = rights.spans(Action::List);
+    let page = Page { pattern: &pattern, after: args.text(1), max_rows, deleted, spans: &spans };
     let listed = |name: &str| reach == Reach::Everywhere || rights.allow(Action::List, name);
     page.list(listed, |info| rows.push_composite(info))?;
     rows.finish()

@@ -1,9 +1,9 @@
 //! Lists and counts of secrets: what may be known without opening any.
 //!
-//! Client backends, main thread, primary or standby. The trap it avoids: a page that is found by walking over all the
-//! pages before it; the scan begins at the first name of the page, and ends at the end of its range.
+//! Client backends, main thread, primary or standby. The traps it avoids: a page that is found by walking over all the
+//! pages before it; and a walk whose length tells of names that the caller may not list.
 
-use hyperion_vault_core::policy::Reach;
+use hyperion_vault_core::policy::Span;
 use hyperion_vault_core::secret::{Pattern, Presence};
 use pgrx::pg_sys::Datum;
 
@@ -26,71 +26,77 @@ pub struct Page<'a> {
     /// The deleted ones that can be restored, instead of the live ones.
     pub deleted: bool,
     /// Where there may be names that the caller may list.
-    pub reach: &'a Reach,
+    pub spans: &'a [Span],
 }
 
 impl Page<'_> {
     /// Infos of the secrets whose names match and are `listed`, in byte order of the name. What `each` is given is gone
     /// when it returns.
+    ///
+    /// The server shows everybody how many rows were fetched. So what the caller asks for bounds a scan, or ends it early, only
+    /// where one rule allows every name there is, or for one name that is listed; else the rule's own span is
+    /// fetched from its beginning to its end.
     pub fn list(
         &self,
         listed: impl Fn(&str) -> bool,
         mut each: impl FnMut(Datum) -> Result<()>,
     ) -> Result<()> {
-        let everywhere = [(String::new(), None)];
-        let ranges = match self.reach {
-            Reach::Everywhere => &everywhere[..],
-            Reach::Ranges(ranges) => ranges,
-        };
         let mut left = self.max_rows;
-        for (start, end) in ranges {
+        if self.pattern.is_exact() {
+            let name = self.pattern.as_str();
+            if listed(name) {
+                self.scan((name, Some(&just_after(name))), true, &mut left, &listed, &mut each)?;
+            }
+            return Ok(());
+        }
+        for span in self.spans {
             if left == 0 {
                 break;
             }
-            self.list_range((start, end.as_deref()), &mut left, &listed, &mut each)?;
+            let (start, end) = (span.start.as_str(), span.end.as_deref());
+            if !span.whole {
+                self.scan((start, end), false, &mut left, &listed, &mut each)?;
+                continue;
+            }
+            let after = self.after.map(just_after).unwrap_or_default();
+            let start = start.max(self.pattern.literal_prefix()).max(&after);
+            let prefix_end = self.pattern.prefix_end();
+            let end = match (end, prefix_end.as_deref()) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            if end.is_none_or(|end| start < end) {
+                self.scan((start, end), true, &mut left, &listed, &mut each)?;
+            }
         }
         Ok(())
     }
 
-    /// The same within a range of names; counts down how many rows are left to be found.
-    fn list_range(
+    /// The same within a range of names, to its end unless it `stops` when no row is left to be found.
+    fn scan(
         &self,
-        (from, to): (&str, Option<&str>),
+        (start, end): (&str, Option<&str>),
+        stops: bool,
         left: &mut i32,
         listed: &impl Fn(&str) -> bool,
         each: &mut impl FnMut(Datum) -> Result<()>,
     ) -> Result<()> {
-        let pattern = self.pattern;
-        let mut end = if pattern.is_exact() {
-            Some(format!("{}{JUST_AFTER}", pattern.as_str()))
-        } else {
-            pattern.prefix_end()
-        };
-        if let Some(to) = to
-            && end.as_deref().is_none_or(|end| end > to)
-        {
-            end = Some(to.to_owned());
-        }
-        let mut start = pattern.literal_prefix().max(from).to_owned();
-        if let Some(after) = self.after {
-            start = start.max(format!("{after}{JUST_AFTER}"));
-        }
-        let mut bounds = vec![Bound { column: 0, op: Op::Ge, key: Key::Text(&start) }];
-        if let Some(end) = &end {
-            if start >= *end {
-                return Ok(());
-            }
-            bounds.push(Bound { column: 0, op: Op::Lt, key: Key::Text(end) });
-        }
+        let mut bounds = vec![Bound { column: 0, op: Op::Ge, key: Key::Text(start) }];
+        bounds.extend(end.map(|end| Bound { column: 0, op: Op::Lt, key: Key::Text(end) }));
         SECRETS.with(|table| {
             table.scan(BY_NAME, &bounds, Direction::Forward, |row| {
                 pgrx::check_for_interrupts!();
                 let name = row.text(column::NAME).ok_or_else(unreadable)?;
-                if self.is_wanted(row) && pattern.matches(name) && listed(name) {
+                if *left > 0
+                    && self.after.is_none_or(|after| name > after)
+                    && self.is_wanted(row)
+                    && self.pattern.matches(name)
+                    && listed(name)
+                {
                     with_scratch(|| each(info::of(row)?))?;
                     *left -= 1;
                 }
-                Ok(*left > 0)
+                Ok(!stops || *left > 0)
             })
         })
     }
@@ -102,6 +108,11 @@ impl Page<'_> {
             Presence::Gone => false,
         }
     }
+}
+
+/// The place right after a name.
+fn just_after(name: &str) -> String {
+    format!("{name}{JUST_AFTER}")
 }
 
 fn presence_of(row: &Tuple<'_>) -> Presence {

@@ -222,3 +222,68 @@ fn dependents_survive_a_new_definition() {
     assert_eq!(vault.app().ask("SELECT * FROM public.dependent"), "a|one");
     assert_eq!(vault.ops().ask("SELECT count(*) FROM public.dependent"), "0");
 }
+
+/// A rule with text behind its `*`: whatever pattern, place and number of rows a caller asks `list_secrets` for, the same
+/// rows are fetched, so that nobody can count the names between two others.
+#[test]
+fn a_listing_fetches_the_span_of_the_rule() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    vault.ops().ask(
+        "SELECT vault.create_role('suffix', permissions => '[{\"action\":\"list\",\"path\":\"*/zzz\"}]');
+         SELECT vault.bind_role('suffix', 'nobody_special');
+         SELECT vault.create_secret('hid/' || i, 'v') FROM generate_series(1, 50) i;
+         SELECT vault.create_secret('own/zzz', 'v')",
+    );
+    vault.root().ask("GRANT vault_user TO nobody_special");
+    let fetched = |client: &mut Client, call: &str| -> (String, i64) {
+        client.ask("BEGIN");
+        let found = client.ask(&format!("SELECT coalesce(string_agg(name, ','), '') FROM {call}"));
+        let sql =
+            "SELECT idx_tup_fetch::int8 FROM pg_stat_xact_all_tables WHERE relid = 'vault.secrets'::regclass";
+        let count = client.query_one(sql, &[]).expect("the counter").get(0);
+        client.ask("COMMIT");
+        (found, count)
+    };
+    let mut client = vault.session("nobody_special");
+    fetched(&mut client, "vault.list_secrets()");
+    for (call, names) in [
+        ("vault.list_secrets()", "own/zzz"),
+        ("vault.list_secrets('hid/1*')", ""),
+        ("vault.list_secrets('nothing*')", ""),
+        ("vault.list_secrets('own/*')", "own/zzz"),
+        ("vault.list_secrets(after => 'hid/30')", "own/zzz"),
+        ("vault.list_secrets(after => 'z')", ""),
+        ("vault.list_secrets(max_rows => 1)", "own/zzz"),
+    ] {
+        assert_eq!(fetched(&mut client, call), (names.to_owned(), 51), "{call}");
+    }
+    // A name of one's own is looked up, another one is not.
+    assert_eq!(fetched(&mut client, "vault.list_secrets('own/zzz')"), ("own/zzz".to_owned(), 1));
+    assert_eq!(fetched(&mut client, "vault.list_secrets('hid/7')"), (String::new(), 0));
+    assert_eq!(fetched(&mut client, "vault.list_secrets('hid/none')"), (String::new(), 0));
+    // The control: where every name may be listed, what is asked for bounds the scan.
+    let mut ops = vault.ops();
+    fetched(&mut ops, "vault.list_secrets()");
+    assert_eq!(fetched(&mut ops, "vault.list_secrets('hid/1*')").1, 11);
+}
+
+/// Before 17 the planner estimates conditions of anybody by the statistics of a table, before anything is refused.
+#[test]
+fn no_statistics_hold_names() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask(
+        "SELECT vault.create_secret('s/' || i, 'v') FROM generate_series(1, 200) i;
+         SELECT vault.create_role('r/' || i) FROM generate_series(1, 200) i;
+         CREATE TABLE control AS SELECT name FROM vault.secrets;
+         ANALYZE",
+    );
+    let about = "SELECT count(*) FROM pg_statistic s JOIN pg_class c ON c.oid = s.starelid WHERE";
+    let vaults = "c.relnamespace = 'vault'::regnamespace AND c.relname <> 'audit_log'";
+    assert_eq!(root.ask(&format!("{about} {vaults}")), "0");
+    assert_eq!(root.ask(&format!("{about} c.relname = 'control'")), "1");
+    let named = "SELECT count(*) FROM pg_stats WHERE schemaname = 'vault' AND attname IN ('subject', 'detail', 'token', 'role')";
+    assert_eq!(root.ask(named), "0");
+}
