@@ -148,7 +148,23 @@ fn count(cluster: &Cluster, directory: &Path, script: &str) -> Count {
         hyperion_vault_tests::wait_for("the session's profile", hyperion_vault_tests::PATIENCE, || {
             cluster.pids("[local]").is_empty() && profiles(directory).len() > before.len()
         });
-        std::thread::sleep(Duration::from_millis(300));
+        // A session that has left the list may still be writing its own.
+        let written = || -> Vec<_> {
+            let size = |path: PathBuf| {
+                let bytes = std::fs::metadata(&path).map_or(0, |file| file.len());
+                (path, bytes)
+            };
+            profiles(directory).into_iter().map(size).collect()
+        };
+        let mut seen = written();
+        loop {
+            std::thread::sleep(Duration::from_millis(1000));
+            let now = written();
+            if now == seen {
+                break;
+            }
+            seen = now;
+        }
         let new = profiles(directory).into_iter().filter(|path| !before.contains(path));
         let counts = new.filter_map(|path| read(&std::fs::read_to_string(path).ok()?));
         counts.max_by(|a, b| a.all.total_cmp(&b.all)).expect("a profile of the session")
