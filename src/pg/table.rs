@@ -130,20 +130,9 @@ impl Table {
     }
 
     /// A table whose rows are derived from other tables' and changed only together with them.
-    pub const fn derived(
-        name: &'static CStr,
-        columns: &'static [&'static CStr],
-        indexes: &'static [Index],
-    ) -> Self {
-        Self {
-            name,
-            columns,
-            indexes,
-            derived: true,
-            in_every_version: false,
-            known: RefCell::new(None),
-            member: Cell::new(Oid::INVALID),
-        }
+    pub const fn derived(mut self) -> Self {
+        self.derived = true;
+        self
     }
 
     /// Used even while other tables are an earlier version's.

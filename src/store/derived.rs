@@ -36,7 +36,7 @@ mod role {
 
 thread_local! {
     pub(super) static DATES: Table = const {
-        Table::derived(
+        Table::new(
             c"secret_dates",
             &[c"secret_id", c"kind", c"at"],
             &[
@@ -44,13 +44,15 @@ thread_local! {
                 Index { name: c"secret_dates_at_idx", columns: &[date::KIND, date::AT, date::SECRET_ID] },
             ],
         )
+        .derived()
     };
     static TARGET_ROLES: Table = const {
-        Table::derived(
+        Table::new(
             c"target_roles",
             &[c"role", c"secret_id"],
             &[Index { name: c"target_roles_pkey", columns: &[role::ROLE, role::SECRET_ID] }],
         )
+        .derived()
     };
 }
 

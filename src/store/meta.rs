@@ -34,13 +34,13 @@ const CREATED_AT: i16 = 3;
 const ONLY: [Key<'static>; 1] = [Key::Bool(true)];
 
 thread_local! {
-    /// The id, and the generation of the relation cache in which it was read. Any change to the table ends that
-    /// (trigger identity_changed).
+    /// The id, and the generation of the relation cache in which it was read. Every change to the table announces itself and
+    /// so ends that: those made here do it by themselves, a superuser's by the trigger identity_changed.
     static KNOWN: Cell<Option<(Id, u64)>> = const { Cell::new(None) };
 }
 
-/// The vault's id, for opening what is sealed: remembered, since it never changes in the ordinary course of things.
-/// What is sealed takes the id from [`vault_id`]. Ask it after a lookup, which makes this process hear of changes.
+/// The vault's id: remembered, since it never changes in the ordinary course of things. Ask it after a lookup or under a lock
+/// on a table, which makes this process hear of changes; what is sealed takes it from [`establish`], under the lock.
 pub fn remembered_vault_id() -> Result<Option<Id>> {
     let generation = scan::generation();
     if let Some((id, seen)) = KNOWN.get()
