@@ -51,7 +51,8 @@ impl Operations {
         format!("value {} {}{filler}", self.stream, self.count)
     }
 
-    /// One operation, its name, or the error and whose it was.
+    /// One operation, its name, or the error and whose it was. The draft has its effect in either case: without an answer
+    /// nobody knows, and with a refusal the caller gives the draft up.
     pub fn act(&mut self, client: &mut Client, draft: &mut Draft, random: &mut Random) -> Outcome {
         let (kind, name, result) = match random.below(20) {
             0..9 => {
@@ -84,20 +85,20 @@ impl Operations {
             let call = format!(
                 "SELECT version FROM vault.create_secret($1, $2, grace_period => {grace}, keep_versions => 3, generator => '{{}}')"
             );
+            model.set(&name, Some(Secret::first(Some(value.clone()))));
             let result = client.query_one(&call, &[&name, &value]).map(|row| {
                 assert_eq!(row.get::<_, i32>(0), 1, "{name}");
-                model.set(&name, Some(Secret::first(Some(value))));
             });
             return ("create", result);
         };
         // What a writing call must say, and what it leaves.
         let mut write = |client: &mut Client, sql: &str, value: Option<String>, given: bool| {
+            model.of_mut(&name).next(value.clone());
             let row = match (&value, given) {
                 (Some(value), true) => client.query_one(sql, &[&name, value]),
                 _ => client.query_one(sql, &[&name]),
             }?;
             assert_eq!(row.get::<_, i32>(0), secret.version + 1, "{name}: {sql}");
-            model.of_mut(&name).next(value);
             Ok(())
         };
         match random.below(16) {
@@ -128,8 +129,8 @@ impl Operations {
                 ("roll back", write(client, &sql, value, false))
             }
             10 => {
-                let result = client.query_one("SELECT vault.delete_secret($1)", &[&name]);
-                ("delete", result.map(|_| model.set(&name, None)))
+                model.set(&name, None);
+                ("delete", client.query_one("SELECT vault.delete_secret($1)", &[&name]).map(drop))
             }
             11 => {
                 let Some(to) = names.iter().find(|other| model.of(other).is_none()) else {
@@ -138,14 +139,9 @@ impl Operations {
                         client.query("SELECT * FROM vault.list_secrets('own/*')", &[]).map(drop),
                     );
                 };
-                let result = client.query_one("SELECT vault.rename_secret($1, $2)", &[&name, to]);
-                (
-                    "rename",
-                    result.map(|_| {
-                        model.set(to, Some(secret));
-                        model.set(&name, None);
-                    }),
-                )
+                model.set(to, Some(secret));
+                model.set(&name, None);
+                ("rename", client.query_one("SELECT vault.rename_secret($1, $2)", &[&name, to]).map(drop))
             }
             12 => {
                 let Some(known) = secret.value() else {
