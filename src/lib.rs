@@ -48,7 +48,9 @@ pub extern "C-unwind" fn _PG_init() {
     pg::shmem::on_startup(area::create);
     kms_worker::register();
     worker::launcher::register();
+    pg::utility::install();
     worker::detach::install();
     pg::permissions::install();
+    pg::members::install();
     config::warn_of_inherited_credentials();
 }

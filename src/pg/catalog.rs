@@ -9,6 +9,8 @@ use pgrx::pg_sys::{self, Oid};
 
 use super::identity;
 
+pub(super) const EXTENSION: &CStr = c"hyperion_vault";
+
 /// Whether there is a database of that name that can be connected to. For a worker of no database, outside a
 /// transaction.
 pub fn accepts_connections(name: &str) -> bool {
@@ -42,32 +44,180 @@ pub fn accepts_connections(name: &str) -> bool {
 /// Whether the extension exists in the database of this session. In a transaction.
 pub fn extension_exists() -> bool {
     // SAFETY: a catalog lookup by a valid string.
-    unsafe { pg_sys::get_extension_oid(c"hyperion_vault".as_ptr(), true) != Oid::INVALID }
+    unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) != Oid::INVALID }
 }
 
 /// The schema of an extension, None if there is no such extension.
 pub(super) fn extension_namespace(extension: Oid) -> Option<Oid> {
-    // SAFETY: a scan of the catalog by its key; the tuple's fixed part is read while the scan is open.
+    let class = pg_sys::ExtensionRelationId;
+    row_now(class, extension, |row| row.oid(pg_sys::Anum_pg_extension_extnamespace as i16))
+}
+
+/// The extension in this database.
+pub(super) struct Vault {
+    extension: Oid,
+    pub(super) namespace: Oid,
+}
+
+/// None where it is not installed. In a transaction.
+pub(super) fn vault() -> Option<Vault> {
+    // SAFETY: a catalog lookup by a valid string.
+    let extension = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
+    if extension == Oid::INVALID {
+        return None;
+    }
+    Some(Vault { extension, namespace: extension_namespace(extension)? })
+}
+
+impl Vault {
+    /// Whether the table, view or foreign table belongs to the extension.
+    pub(super) fn has_relation(&self, relation: Oid) -> bool {
+        // SAFETY: a catalog lookup; no oid for what is not there.
+        unsafe { pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, relation) == self.extension }
+    }
+}
+
+/// pg_constraint, pg_depend and its index by the dependent object, and pg_rewrite: names that the bindings lack.
+pub(super) const CONSTRAINTS: Oid = Oid::from_u32(2606);
+const DEPENDENCIES: Oid = Oid::from_u32(2608);
+const DEPENDENCIES_BY_DEPENDENT: Oid = Oid::from_u32(2673);
+const RULES: Oid = Oid::from_u32(2618);
+pub(super) const TRIGGERS: Oid = pg_sys::TriggerRelationId;
+
+/// A row of a catalog, during a look-up.
+struct Row {
+    tuple: pg_sys::HeapTuple,
+    columns: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// The value of a column of type oid, by its number.
+    fn oid(&self, column: i16) -> Option<Oid> {
+        // SAFETY: tuple and descriptor belong together, and the scan that they come from is open.
+        let value = unsafe {
+            pgrx::htup::heap_getattr_raw(
+                self.tuple,
+                std::num::NonZeroUsize::new(column as usize)?,
+                self.columns,
+            )
+        };
+        value.map(|datum| Oid::from(datum.value() as u32))
+    }
+}
+
+/// What `f` makes of the row of a catalog that has that oid, as it is now: the running command's own changes included.
+fn row_now<R>(class: Oid, object: Oid, f: impl FnOnce(&Row) -> Option<R>) -> Option<R> {
+    // SAFETY: asked first whether the class is one of those with an oid and an index on it.
+    let (index, column) = unsafe {
+        if !pg_sys::is_objectclass_supported(class) {
+            return None;
+        }
+        (pg_sys::get_object_oid_index(class), pg_sys::get_object_attnum_oid(class))
+    };
+    let mut f = Some(f);
+    let mut found = None;
+    scan_now(class, index, &[(column, object)], |row| {
+        if let Some(f) = f.take() {
+            found = f(row);
+        }
+    });
+    found
+}
+
+/// Calls `f` with each row whose leading columns of the index have those oids.
+fn scan_now(class: Oid, index: Oid, columns: &[(i16, Oid)], mut f: impl FnMut(&Row)) {
+    let lock = pg_sys::AccessShareLock as i32;
+    let mut keys = [pg_sys::ScanKeyData::default(); 2];
+    // SAFETY: a scan of a catalog by its index with keys that outlive it; rows are read while it is open. The snapshot is the
+    // server's own static one.
     unsafe {
-        let lock = pg_sys::AccessShareLock as i32;
-        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, lock);
-        let mut key = pg_sys::ScanKeyData::default();
-        pg_sys::ScanKeyInit(
-            &mut key,
-            pg_sys::Anum_pg_extension_oid as i16,
-            pg_sys::BTEqualStrategyNumber as u16,
-            pg_sys::Oid::from(pg_sys::F_OIDEQ),
-            pg_sys::Datum::from(extension),
+        for (key, (column, oid)) in keys.iter_mut().zip(columns) {
+            let (equals, value) = (pg_sys::Oid::from(pg_sys::F_OIDEQ), pg_sys::Datum::from(*oid));
+            pg_sys::ScanKeyInit(key, *column, pg_sys::BTEqualStrategyNumber as u16, equals, value);
+        }
+        let relation = pg_sys::table_open(class, lock);
+        let snapshot = &raw mut pg_sys::SnapshotSelfData;
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            index,
+            true,
+            snapshot,
+            columns.len() as i32,
+            keys.as_mut_ptr(),
         );
-        let index = Oid::from(pg_sys::ExtensionOidIndexId);
-        let scan = pg_sys::systable_beginscan(relation, index, true, std::ptr::null_mut(), 1, &mut key);
-        let tuple = pg_sys::systable_getnext(scan);
-        let found = (!tuple.is_null())
-            .then(|| (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_extension>()).extnamespace);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            f(&Row { tuple, columns: (*relation).rd_att });
+        }
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, lock);
-        found
     }
+}
+
+/// A column of type oid of a catalog's row, as it is now. None if there is no such row.
+pub(super) fn oid_now(class: Oid, object: Oid, column: &CStr) -> Option<Oid> {
+    // SAFETY: a syscache lookup by a valid string.
+    let number = unsafe { pg_sys::get_attnum(class, column.as_ptr()) };
+    row_now(class, object, |row| row.oid(number))
+}
+
+/// The schema that an object is in now; None if objects of its kind are in none.
+pub(super) fn namespace_now(class: Oid, object: Oid) -> Option<Oid> {
+    // SAFETY: asked first whether the class is known.
+    let number = unsafe {
+        if !pg_sys::is_objectclass_supported(class) {
+            return None;
+        }
+        pg_sys::get_object_attnum_namespace(class)
+    };
+    (number > 0).then(|| row_now(class, object, |row| row.oid(number))).flatten()
+}
+
+/// None if it is no index.
+pub(super) fn table_of_index(index: Oid) -> Option<Oid> {
+    // SAFETY: a syscache lookup; no oid for what is no index.
+    let table = unsafe { pg_sys::IndexGetRelation(index, true) };
+    (table != Oid::INVALID).then_some(table)
+}
+
+/// The relations that a view's query names; none if it is no view.
+pub(super) fn below_view(view: Oid) -> Vec<Oid> {
+    // SAFETY: a syscache lookup.
+    if unsafe { pg_sys::get_rel_relkind(view) } as u8 != pg_sys::RELKIND_VIEW {
+        return Vec::new();
+    }
+    // SAFETY: a view exists as long as this command holds it; its rules are copied before it is closed.
+    let rules: Vec<Oid> = unsafe {
+        let lock = pg_sys::AccessShareLock as i32;
+        let relation = pg_sys::try_relation_open(view, lock);
+        if relation.is_null() {
+            return Vec::new();
+        }
+        let block = (*relation).rd_rules;
+        let rules = if block.is_null() {
+            Vec::new()
+        } else {
+            (0..(*block).numLocks).map(|i| (**(*block).rules.add(i as usize)).ruleId).collect()
+        };
+        pg_sys::relation_close(relation, lock);
+        rules
+    };
+    let mut below = Vec::new();
+    for rule in rules {
+        scan_now(DEPENDENCIES, DEPENDENCIES_BY_DEPENDENT, &[(1, RULES), (2, rule)], |row| {
+            // refclassid, refobjid
+            if row.oid(4) == Some(pg_sys::RelationRelationId)
+                && let Some(relation) = row.oid(5)
+                && relation != view
+            {
+                below.push(relation);
+            }
+        });
+    }
+    below
 }
 
 /// Whether `role` may drop or alter that database.

@@ -20,6 +20,7 @@ pub mod identity;
 mod index;
 pub mod latch;
 pub mod mapped;
+pub mod members;
 pub mod memory;
 pub mod password;
 pub mod permissions;

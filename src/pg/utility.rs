@@ -1,4 +1,4 @@
-//! The server's hook for utility commands: what a session is about to do with a database or an extension.
+//! The server's hook for utility commands: what a session is about to do with a database, an extension or a table.
 //!
 //! Every session, main thread. The hook itself has no guard around what it passes on: an error of a command travels
 //! past this frame as the server made it (position, constraint and context included), and there is nothing in the
@@ -9,7 +9,8 @@
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use pgrx::{PgList, pg_sys};
+use pgrx::PgList;
+use pgrx::pg_sys::{self, Oid};
 
 use super::datum;
 
@@ -28,19 +29,31 @@ pub enum Command {
     },
     DropExtension(Vec<String>),
     CreateExtension(String),
+    /// It takes a lock on these relations that others wait for. Those that do not exist are left out.
+    Occupy {
+        what: &'static str,
+        relations: Vec<Oid>,
+    },
+    ReindexSchema(String),
 }
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
-static BEFORE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+/// Who wants to know; null: nobody.
+static BEFORE: [AtomicPtr<()>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
 
-/// Runs `f` before each command of interest. Once, in `_PG_init`.
-pub fn before_each(f: fn(&Command)) {
-    BEFORE.store(f as *mut (), Ordering::Relaxed);
+/// Once, in `_PG_init`.
+pub fn install() {
     // SAFETY: _PG_init runs on the main thread before any child exists; hooks are chained as the server asks.
     unsafe {
         PREVIOUS = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(hook);
     }
+}
+
+/// Runs `f` before each command of interest, in the order of these calls. In `_PG_init`, for as many as there is room for.
+pub fn before_each(f: fn(&Command)) {
+    let mut free = BEFORE.iter().filter(|place| place.load(Ordering::Relaxed).is_null());
+    free.next().expect("room for another").store(f as *mut (), Ordering::Relaxed);
 }
 
 unsafe extern "C-unwind" {
@@ -96,19 +109,22 @@ unsafe fn is_of_interest(node: *mut pg_sys::Node) -> bool {
                     | T_CreatedbStmt
                     | T_CreateExtensionStmt
                     | T_DropStmt
+                    | T_LockStmt
+                    | T_TruncateStmt
+                    | T_CreateTrigStmt
+                    | T_VacuumStmt
+                    | T_ClusterStmt
+                    | T_ReindexStmt
             )
     }
 }
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
-    let f = BEFORE.load(Ordering::Relaxed);
     // SAFETY: a node of one of the kinds above; BEFORE only ever holds a `fn(&Command)`.
     unsafe {
-        if f.is_null() {
-            return;
-        }
-        if let Some(command) = command(node) {
+        let Some(command) = command(node) else { return };
+        for f in BEFORE.iter().map(|place| place.load(Ordering::Relaxed)).filter(|f| !f.is_null()) {
             let f: fn(&Command) = std::mem::transmute::<*mut (), fn(&Command)>(f);
             f(&command);
         }
@@ -163,9 +179,67 @@ unsafe fn command(node: *mut pg_sys::Node) -> Option<Command> {
                     .collect();
                 Some(Command::DropExtension(names))
             }
+            T_LockStmt => {
+                let statement = &*node.cast::<pg_sys::LockStmt>();
+                // pg_dump's, which stops nobody at work.
+                let strong = statement.mode != pg_sys::AccessShareLock as i32;
+                strong.then(|| occupy("LOCK", &ranges(statement.relations)))
+            }
+            T_TruncateStmt => {
+                let statement = &*node.cast::<pg_sys::TruncateStmt>();
+                Some(occupy("TRUNCATE", &ranges(statement.relations)))
+            }
+            T_CreateTrigStmt => {
+                let statement = &*node.cast::<pg_sys::CreateTrigStmt>();
+                Some(occupy("a trigger", &[statement.relation]))
+            }
+            T_VacuumStmt => {
+                let statement = &*node.cast::<pg_sys::VacuumStmt>();
+                let full = option(statement.options, c"full").is_some_and(|full| pg_sys::defGetBoolean(full));
+                full.then(|| {
+                    let relations = PgList::<pg_sys::VacuumRelation>::from_pg(statement.rels);
+                    occupy(
+                        "VACUUM FULL",
+                        &relations.iter_ptr().map(|one| (*one).relation).collect::<Vec<_>>(),
+                    )
+                })
+            }
+            T_ClusterStmt => Some(occupy("CLUSTER", &[(*node.cast::<pg_sys::ClusterStmt>()).relation])),
+            T_ReindexStmt => {
+                let statement = &*node.cast::<pg_sys::ReindexStmt>();
+                if statement.kind == pg_sys::ReindexObjectType::REINDEX_OBJECT_SCHEMA {
+                    return Some(Command::ReindexSchema(datum::cstr_lossy(statement.name)));
+                }
+                Some(occupy("REINDEX", &[statement.relation]))
+            }
             _ => None,
         }
     }
+}
+
+/// # Safety
+/// A list of RangeVar, or null.
+unsafe fn ranges(list: *mut pg_sys::List) -> Vec<*mut pg_sys::RangeVar> {
+    // SAFETY: as the caller promises.
+    unsafe { PgList::<pg_sys::RangeVar>::from_pg(list).iter_ptr().collect() }
+}
+
+/// # Safety
+/// Valid nodes, or null.
+unsafe fn occupy(what: &'static str, relations: &[*mut pg_sys::RangeVar]) -> Command {
+    let found = relations.iter().filter(|range| !range.is_null()).map(|range| {
+        // SAFETY: a valid node. No lock is taken: the server looks again when it does.
+        unsafe {
+            pg_sys::RangeVarGetRelidExtended(
+                *range,
+                pg_sys::NoLock as i32,
+                pg_sys::RVROption::RVR_MISSING_OK,
+                None,
+                std::ptr::null_mut(),
+            )
+        }
+    });
+    Command::Occupy { what, relations: found.filter(|oid| *oid != Oid::INVALID).collect() }
 }
 
 unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {

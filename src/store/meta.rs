@@ -70,7 +70,8 @@ pub fn establish(write: &Write, candidate: Id) -> Result<Id> {
         return Ok(id);
     }
     if !SECRETS.with(|secrets| secrets.is_empty())? {
-        return Err(lost());
+        // The look at the id was earlier: another session's first secret may have come between.
+        return vault_id()?.ok_or_else(lost);
     }
     META.with(|meta| {
         let made = meta.insert_unless_present(

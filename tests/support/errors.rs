@@ -56,3 +56,14 @@ macro_rules! sqlstate {
         $crate::assert_contains("the hint", $error.hint(), $part)
     };
 }
+
+/// Does for a stranger what the vault lets only superusers do: first it is refused to the stranger, for that reason alone.
+#[track_caller]
+pub fn lend(stranger: &mut postgres::Client, root: &mut postgres::Client, sql: &str) {
+    let error = expect_error(stranger.batch_execute(sql), "42501");
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("nly superusers")),
+        "{sql}: refused by something else: {error:?}"
+    );
+    root.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+}

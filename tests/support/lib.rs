@@ -37,7 +37,7 @@ pub use ask::Ask;
 pub use builder::{ClusterBuilder, KeyFile, StartFailure};
 pub use cluster::{Cluster, StopMode};
 pub use connect::{Witness, backend_pid};
-pub use errors::{assert_contains, expect_disconnect, expect_error};
+pub use errors::{assert_contains, expect_disconnect, expect_error, lend};
 pub use libc::{
     SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2,
 };

@@ -2,6 +2,7 @@
 //! stray grants, a caught error. Runs in the test process.
 
 mod hostile;
+mod members;
 mod permissions;
 mod scope;
 mod snapshots;

@@ -1,10 +1,10 @@
-//! Code of others on the vault's tables: a stray TRIGGER privilege lends nobody the extension's rights, since its own writes
-//! fire no triggers. Runs in the test process.
+//! Code of others on the vault's tables: it has nobody's rights but the caller's own, since the extension's writes fire no
+//! triggers, not even those that a superuser made for a stranger. Runs in the test process.
 //!
 //! The trap: a trigger that would not have fired anyway. For each kind a control shows that it does, for a superuser's
 //! statement. Every kind of code, on every table: storage/hostile_kinds.rs.
 
-use hyperion_vault_tests::{Ask, Client, Cluster};
+use hyperion_vault_tests::{Ask, Client, Cluster, lend};
 
 const SPY: &str = "CREATE TABLE spy.seen (line text);
     CREATE FUNCTION spy.look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -45,7 +45,7 @@ fn a_foreign_trigger_never_runs_with_the_extensions_rights() {
             each => format!("FOR EACH {each}"),
         };
         let sql = format!("CREATE {kind} ON vault.{table} {each} EXECUTE FUNCTION spy.look()");
-        nobody.batch_execute(&sql).expect("the grant allows it");
+        lend(&mut nobody, &mut root, &sql);
         for (write, version) in [
             (
                 "SELECT version FROM vault.create_secret(name => 'a/b', value => 'first', grace_period => '1 hour')",

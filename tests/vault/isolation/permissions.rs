@@ -5,7 +5,7 @@
 //! refusal is known by its hint.
 
 use super::{state, text};
-use hyperion_vault_tests::{Ask, Client, Cluster, Vault, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, Vault, lend, sqlstate};
 
 const HINT: &str = "Use the functions of schema vault";
 
@@ -362,12 +362,13 @@ fn no_other_way_to_a_table() {
 
     // Foreign keys: the server's own checks run as the table's owner, and work.
     eve.ask("CREATE TABLE mine.tied (id uuid); INSERT INTO mine.tied VALUES (NULL)");
-    eve.ask("ALTER TABLE mine.tied ADD FOREIGN KEY (id) REFERENCES vault.secrets (id)");
+    lend(&mut eve, &mut root, "ALTER TABLE mine.tied ADD FOREIGN KEY (id) REFERENCES vault.secrets (id)");
     sqlstate!(eve.try_ask("INSERT INTO mine.tied VALUES (gen_random_uuid())"), "23503");
     let id = root.ask("SELECT id FROM vault.secrets WHERE name = 'top/other'");
     eve.ask(&format!("INSERT INTO mine.tied VALUES ('{id}')"));
     eve.ask("DROP TABLE mine.tied");
-    eve.ask(&format!("CREATE TABLE mine.tied AS SELECT '{id}'::uuid AS id; ALTER TABLE mine.tied ADD FOREIGN KEY (id) REFERENCES vault.secrets (id)"));
+    eve.ask(&format!("CREATE TABLE mine.tied AS SELECT '{id}'::uuid AS id"));
+    lend(&mut eve, &mut root, "ALTER TABLE mine.tied ADD FOREIGN KEY (id) REFERENCES vault.secrets (id)");
     eve.ask("DROP TABLE mine.tied");
 
     // Values out of line.

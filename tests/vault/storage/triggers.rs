@@ -1,9 +1,10 @@
-//! A stray TRIGGER privilege, with triggers of every kind and of every name on every table: no operation runs one.
+//! Triggers with a stranger's code, of every kind and of every name on every table: a stray TRIGGER privilege does not make
+//! one, and if a superuser did, no operation runs it.
 
 use super::{
     TABLES, builder, call_everything, call_everything_in_a_transaction, give_work, make_manager, until_worked,
 };
-use hyperion_vault_tests::Ask;
+use hyperion_vault_tests::{Ask, lend};
 
 /// Names of the extension's own triggers, and one that is nobody's.
 const NAMES: [&str; 6] = [
@@ -57,14 +58,14 @@ fn no_operation_runs_a_strangers_trigger() {
         for (i, kind) in KINDS.iter().enumerate() {
             let trigger =
                 kind.replace(" N ", &format!(" kind_{i} ")).replace(" T ", &format!(" vault.{table} "));
-            eve.ask(&format!("CREATE {trigger} EXECUTE FUNCTION mine.fire()"));
+            lend(&mut eve, &mut root, &format!("CREATE {trigger} EXECUTE FUNCTION mine.fire()"));
             made += 1;
         }
         for (i, name) in NAMES.iter().enumerate().filter(|(_, name)| !own.lines().any(|own| own == **name)) {
             let kind = KINDS[[1, 11, 0][i % 3]];
             let trigger =
                 kind.replace(" N ", &format!(" \"{name}\" ")).replace(" T ", &format!(" vault.{table} "));
-            eve.ask(&format!("CREATE {trigger} EXECUTE FUNCTION mine.fire()"));
+            lend(&mut eve, &mut root, &format!("CREATE {trigger} EXECUTE FUNCTION mine.fire()"));
             made += 1;
         }
     }
