@@ -101,6 +101,8 @@ impl Pass {
     fn run(&mut self) -> Result<()> {
         loop {
             self.find()?;
+            // Before, so that what has been answered makes room; and after, which wakes the key-service worker.
+            self.collect();
             self.submit()?;
             self.collect();
             if self.is_batch() {
