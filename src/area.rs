@@ -37,6 +37,8 @@ pub struct Header {
     /// Counts worker starts; each start recovers what its predecessor left.
     pub epoch: EpochCounter,
     pub started_at: AtomicU64,
+    /// The provider as it was opened, if keys may be asked for ahead: another number each time, [`NOTHING`](hyperion_vault_core::reserve::NOTHING) if not.
+    pub reserving: AtomicU64,
     pub stats: KmsStats,
     /// Backends waiting for a free slot.
     pub slot_freed: CondVar,

@@ -17,6 +17,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use hyperion_vault_core::cache::Lookup;
@@ -42,6 +43,32 @@ pub fn generate(context: DekContext) -> Result<Generated> {
         Answered::Response(response) => generated(response),
         Answered::Cached(_) => Err(unexpected()),
     }
+}
+
+/// A new DEK for the first of these places, and for as many others as the queue has room for at the moment; with their
+/// numbers.
+pub fn generate_ahead(contexts: &[DekContext]) -> Result<(Generated, Vec<(usize, Generated)>)> {
+    let (first, others) = contexts.split_first().ok_or_else(unexpected)?;
+    let mut ahead = Pipeline::open()?;
+    for (index, context) in others.iter().enumerate() {
+        if ahead.submit(index + 1, &Request::GenerateDek { context: *context })?.is_some() {
+            break;
+        }
+    }
+    let first = generate(*first)?;
+    // A worker takes what was submitted together at one time: what is not here by now is given up with the pipeline.
+    let others = ahead
+        .collect()
+        .into_iter()
+        .filter_map(|(index, answer)| Some((index, generated(answer.ok()?).ok()?)))
+        .collect();
+    Ok((first, others))
+}
+
+/// The key service's provider as it was opened, if it may be asked for keys ahead, see [`hyperion_vault_core::reserve`].
+pub fn reserving() -> Result<u64> {
+    // Acquire: pairs with the worker's Release.
+    Ok(area::get()?.header.reserving.load(Acquire))
 }
 
 /// The answer to [`Request::GenerateDek`].

@@ -20,14 +20,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use hyperion_vault_core::cache::Lookup;
 use hyperion_vault_core::ipc::{
     Completed, Epoch, ErrorKind, Recovered, Request, Response, Taken, WorkerTicket,
 };
-use hyperion_vault_kms::{Completion, Job, KmsError, Op, Outcome, Service, StoredDek, WrappedDek};
+use hyperion_vault_core::reserve;
+use hyperion_vault_kms::{
+    Completion, Job, KmsError, Op, Outcome, Service, ServiceConfig, StoredDek, WrappedDek,
+};
 use zeroize::Zeroizing;
 
 use crate::area::{self, Area};
@@ -84,9 +87,17 @@ fn take_leave() {
     if let Ok(area) = area::get() {
         area.header.set_worker(None);
         area.header.worker_pid.store(0, Relaxed);
+        area.header.reserving.store(reserve::NOTHING, Release);
         // Those who wait look again at whether there is a worker.
         area.header.slot_freed.broadcast();
     }
+}
+
+/// Says whether sessions may ask for keys ahead: only of a provider that answers at once, without a bill for each call.
+fn announce(area: Area, epoch: Epoch, service: &Service) {
+    let mark =
+        service.immediate().map_or(reserve::NOTHING, |opened| (u64::from(epoch.number()) << 32) + opened + 1);
+    area.header.reserving.store(mark, Release);
 }
 
 /// A request under way.
@@ -149,6 +160,7 @@ impl Worker {
         area.header.slot_freed.broadcast();
         area.header.worker_pid.store(worker::my_pid(), Relaxed);
         area.header.started_at.store(unix_now(), Relaxed);
+        announce(area, epoch, &service);
         area.header.set_worker(Some(latch::my_proc()));
         pgrx::log!("hyperion_vault kms worker started");
         Self {
@@ -175,7 +187,7 @@ impl Worker {
             worker::reload_configuration();
             self.opened_at = monotonic_ms();
             let config = config::service();
-            if let Err(error) = self.service.reconfigure(&config) {
+            if let Err(error) = self.reconfigure(&config) {
                 warn(&error);
             }
             #[cfg(feature = "testing")]
@@ -205,11 +217,17 @@ impl Worker {
             return;
         }
         self.opened_at = now;
-        if self.service.status().provider_error.is_some()
-            && self.service.reconfigure(&config::service()).is_ok()
-        {
+        if self.service.status().provider_error.is_some() && self.reconfigure(&config::service()).is_ok() {
             pgrx::log!("hyperion_vault: the key service's provider can be used again");
         }
+    }
+
+    fn reconfigure(&self, config: &ServiceConfig) -> Result<(), KmsError> {
+        // Before the former provider is gone: nobody keeps a key of it for later.
+        self.area.header.reserving.store(reserve::NOTHING, Release);
+        let opened = self.service.reconfigure(config);
+        announce(self.area, self.epoch, &self.service);
+        opened
     }
 
     /// Answers whatever has been completed. The counts come first: who has an answer finds its call among them.

@@ -4,7 +4,8 @@
 //! secret, and by a deleted one that can still be restored; a secret that has run out is destroyed by whoever takes its
 //! name.
 
-use hyperion_vault_core::envelope::Id;
+use std::cell::Cell;
+
 use hyperion_vault_core::policy::Action;
 use hyperion_vault_core::secret::{Generator, Presence, Target, limits};
 use pgrx::pg_sys::Datum;
@@ -16,6 +17,7 @@ use super::lifecycle::replace_gone;
 use super::target::{Handed, Handing};
 use super::update::{NewValue, Update, check_expected, expected_version};
 use super::writing::{admitted, generated, invalid};
+use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
 use crate::pg::heap::Write;
@@ -96,6 +98,12 @@ pub fn create_secret_bytes(args: &Args) -> Result<Return> {
     Ok(Return::Value(info))
 }
 
+thread_local! {
+    /// Whether the last name was free. An insertion that meets another leaves a dead row, so that a session which tries names
+    /// that are taken looks first.
+    static FREE: Cell<bool> = const { Cell::new(true) };
+}
+
 /// Creates a secret; None if the name is taken by a live one.
 fn create(
     name: &str,
@@ -107,15 +115,23 @@ fn create(
     if let (Some(handing), Value::Userpass { username, .. }) = (&handing, value) {
         handing.username(Some(username))?;
     }
-    for _ in 0..ATTEMPTS {
-        // Before the key service is asked: the common mistake costs no call.
-        let gone = match secrets::state(name)? {
-            Some(Presence::Live) => return Ok(None),
-            Some(Presence::Deleted { .. }) => return Err(reserved(name)),
-            Some(Presence::Gone) => true,
-            None => false,
+    for attempt in 0..ATTEMPTS {
+        // With a key at hand and names that were free so far, the insertion is what finds out.
+        let at_hand =
+            if attempt == 0 && handing.is_none() && FREE.get() { NewVersion::reserved()? } else { None };
+        let (new, gone) = match at_hand {
+            Some(new) => (new, false),
+            None => {
+                // Before the key service is asked: the common mistake costs no call.
+                let gone = match secrets::state(name)? {
+                    Some(Presence::Live) => return Ok(None),
+                    Some(Presence::Deleted { .. }) => return Err(reserved(name)),
+                    Some(Presence::Gone) => true,
+                    None => false,
+                };
+                (NewVersion::of_new_secret()?, gone)
+            }
         };
-        let new = NewVersion::prepare(Id::random()?)?;
         let write = Write::begin();
         if !new.belongs(&write)? {
             continue;
@@ -136,6 +152,9 @@ fn create(
         let info = new.seal(name, 1, value, |fresh| {
             secrets::insert(&write, new.secret, name, fresh, properties, target, now)
         })?;
+        if info.is_some() {
+            audit::version(1);
+        }
         if info.is_some()
             && let (Some(handing), Some(prepared)) = (&handing, &prepared)
         {
@@ -143,6 +162,7 @@ fn create(
             handing.apply(&version, prepared, None)?;
         }
         // Not inserted: the name is another's, whatever the state of that one is.
+        FREE.set(info.is_some());
         if info.is_some() {
             return Ok(info);
         }

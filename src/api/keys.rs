@@ -4,14 +4,17 @@
 //! no lock of ours, then lock, then check that what was assumed still holds, else start over. A DEK is bound to vault,
 //! secret and version by *ids*, so it stays good while version numbers move under it.
 
+use std::cell::RefCell;
+
 use hyperion_vault_core::envelope::{self, Dek, DekContext, Format, Id, Plaintext, SecretAad};
+use hyperion_vault_core::reserve::Reserve;
 
 use super::hook;
-use crate::audit;
 use crate::dek_cache;
 use crate::error::{Kind, Result, VaultError};
 use crate::kms_client::{self, Generated, Wrapped};
 use crate::pg::heap::Write;
+use crate::pg::monotonic_ms;
 use crate::store::meta;
 use crate::store::secrets::{Fresh, Sealed, Stored};
 use crate::store::versions::StoredKey;
@@ -26,6 +29,11 @@ pub fn overtaken(name: &str) -> VaultError {
         format!("could not change secret \"{name}\" because of concurrent changes"),
     )
     .hint("Try again.")
+}
+
+thread_local! {
+    /// Keys of this session for secrets to come.
+    static RESERVE: RefCell<Reserve<NewVersion>> = const { RefCell::new(Reserve::new()) };
 }
 
 /// A DEK for a version that does not exist yet.
@@ -51,6 +59,41 @@ impl NewVersion {
         Ok(Self { vault, secret, version_id, key, early: 0.0 })
     }
 
+    /// For a secret that does not exist yet, from the reserve if it has a key. See [`hyperion_vault_core::reserve`].
+    pub fn reserved() -> Result<Option<Self>> {
+        let mark = kms_client::reserving()?;
+        let taken = RESERVE.with_borrow_mut(|reserve| reserve.take(mark, monotonic_ms()));
+        // One of another vault would only be refused later.
+        Ok(match (taken, meta::remembered_vault_id()?) {
+            (Some(new), Some(vault)) if new.vault == vault => Some(new),
+            _ => None,
+        })
+    }
+
+    /// For a secret that does not exist yet. Asks the key service, and fills the reserve. Takes no lock.
+    pub fn of_new_secret() -> Result<Self> {
+        let vault = match meta::remembered_vault_id()? {
+            Some(id) => id,
+            None => Id::random()?,
+        };
+        let (mark, now) = (kms_client::reserving()?, monotonic_ms());
+        let ahead = RESERVE.with_borrow_mut(|reserve| reserve.ahead(mark, now));
+        let ids = Id::several(2 * (1 + ahead))?;
+        let context = |pair: &[Id]| DekContext { vault, secret: pair[0], version: pair[1] };
+        let contexts: Vec<DekContext> = ids.chunks_exact(2).map(context).collect();
+        let of = |context: &DekContext, key| Self {
+            vault,
+            secret: context.secret,
+            version_id: context.version,
+            key,
+            early: 0.0,
+        };
+        let (first, others) = kms_client::generate_ahead(&contexts)?;
+        let others = others.into_iter().map(|(index, key)| of(&contexts[index], key));
+        RESERVE.with_borrow_mut(|reserve| reserve.keep(mark, now, others));
+        Ok(of(&contexts[0], first))
+    }
+
     /// The key once more, for as long as the version is handed over.
     pub fn copy_key(&self) -> Result<Dek> {
         Ok(Dek::from_slice(self.key.dek.as_bytes())?)
@@ -69,7 +112,6 @@ impl NewVersion {
         value: &Value<'_>,
         store: impl FnOnce(&Fresh<'_>) -> Result<R>,
     ) -> Result<R> {
-        audit::version(version);
         let aad = aad(self.vault, self.secret, name, version, value.format())?;
         let sealed = value.with_payload(|payload| envelope::seal(&self.key.dek, &aad, payload))?;
         let context = DekContext { vault: self.vault, secret: self.secret, version: self.version_id };

@@ -15,6 +15,7 @@ use super::keys::{ATTEMPTS, NewVersion, Opener, Value, overtaken};
 use super::lifecycle::{purge, purge_next};
 use super::target::{self, Handed, Handing, Keys};
 use super::writing::{admitted, generated, invalid, missing};
+use crate::audit;
 use crate::config;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
@@ -382,6 +383,7 @@ impl Update<'_> {
             main_part = Zeroizing::new(value.main_part()?.to_vec());
             handing.make_way(write, self.name, &main_part, grace_ends, clock)?;
         }
+        audit::version(version);
         new.seal(self.name, version, &value, |fresh| draft.replace(fresh, grace_ends, clock))?;
         Ok(Written { number: version, grace_ends, value: main_part })
     }

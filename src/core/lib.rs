@@ -15,6 +15,7 @@ pub mod launch;
 pub mod note;
 pub mod policy;
 pub mod readable;
+pub mod reserve;
 pub mod row;
 pub mod schedule;
 pub mod secret;

@@ -148,6 +148,11 @@ impl Service {
         self.shared.serve_now(op)
     }
 
+    /// How often the provider has been opened, if it is one that answers at once.
+    pub fn immediate(&self) -> Option<u64> {
+        self.shared.immediate()
+    }
+
     /// Sets a job going. Whatever becomes of it, it becomes known through [`Self::try_recv`].
     pub fn submit(&self, job: Job) {
         let id = job.id;

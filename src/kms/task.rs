@@ -147,6 +147,12 @@ impl Shared {
         Some(result)
     }
 
+    /// See [`Service::immediate`](crate::Service::immediate).
+    pub(crate) fn immediate(&self) -> Option<u64> {
+        let state = self.lock();
+        state.provider.as_ref().ok()?.immediate().map(|_| state.generation)
+    }
+
     /// Removes a job; its flight's task finds out whether anybody is left.
     pub(crate) fn cancel(&self, job: u64) -> bool {
         let mut state = self.lock();

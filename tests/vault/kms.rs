@@ -2,11 +2,13 @@
 //!
 //! One file per subject: every fault in a table ([`faults`]), outages ([`outage`]), ends of waiting and of transactions
 //! ([`waits`]), many sessions ([`crowds`]), deaths of the worker ([`deaths`]), keys and wrapped keys ([`keys`]),
-//! credentials ([`credentials`]), settings ([`settings`]). [`hand_overs`] is about the `local` provider.
+//! credentials ([`credentials`]), settings ([`settings`]). [`hand_overs`] and [`ahead`] are about
+//! the `local` provider.
 //!
 //! The trap they avoid: a fake that was asked something else than the test thinks. Calls are counted at the fake, not
 //! at the worker alone.
 
+mod ahead;
 mod credentials;
 mod crowds;
 mod deaths;

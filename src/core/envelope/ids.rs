@@ -16,9 +16,20 @@ impl Id {
     pub fn random() -> Result<Self, CryptoError> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(|_| CryptoError::Rng)?;
+        Ok(Self::version_4(bytes))
+    }
+
+    /// So many of them, with one question to the random source.
+    pub fn several(count: usize) -> Result<Vec<Self>, CryptoError> {
+        let mut bytes = vec![0; 16 * count];
+        getrandom::fill(&mut bytes).map_err(|_| CryptoError::Rng)?;
+        Ok(bytes.chunks_exact(16).filter_map(|chunk| chunk.try_into().ok()).map(Self::version_4).collect())
+    }
+
+    fn version_4(mut bytes: [u8; 16]) -> Self {
         bytes[6] = (bytes[6] & 0x0f) | 0x40;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
-        Ok(Self(bytes))
+        Self(bytes)
     }
 
     /// The id in exactly 16 bytes, else `None`.

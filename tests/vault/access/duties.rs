@@ -1,7 +1,7 @@
 //! Separation of duties: who manages everything and reads nothing cannot come to read, by any way there is.
 
 use super::{filled, outcome};
-use hyperion_vault_tests::{Ask, Client, Cluster, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, lend, sqlstate};
 
 /// Everything by which `client` might learn a value.
 fn reads_nothing(client: &mut Client) {
@@ -136,10 +136,14 @@ fn a_manager_cannot_come_to_read() {
         "CREATE FUNCTION public.spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
            INSERT INTO public.seen VALUES (TG_TABLE_NAME);
            INSERT INTO vault.role_permissions SELECT DISTINCT role_id, 'read', '*' FROM vault.role_bindings ON CONFLICT DO NOTHING;
-           RETURN NEW; END $$;
-         CREATE TRIGGER spy BEFORE INSERT ON vault.role_bindings FOR EACH ROW EXECUTE FUNCTION public.spy();
-         CREATE TRIGGER access_changed_2 AFTER INSERT ON vault.tokens FOR EACH STATEMENT EXECUTE FUNCTION public.spy()",
+           RETURN NEW; END $$",
     );
+    for trigger in [
+        "CREATE TRIGGER spy BEFORE INSERT ON vault.role_bindings FOR EACH ROW EXECUTE FUNCTION public.spy()",
+        "CREATE TRIGGER access_changed_2 AFTER INSERT ON vault.tokens FOR EACH STATEMENT EXECUTE FUNCTION public.spy()",
+    ] {
+        lend(&mut boss, &mut root, trigger);
+    }
     root.ask("SELECT vault.bind_role('plain', 'boss'); SELECT vault.create_token('z', 'plain'); SELECT vault.create_role('z')");
     assert_eq!(root.ask("SELECT count(*) FROM public.seen"), "0");
     // The control: for a superuser's own statement it would.

@@ -1,7 +1,7 @@
 //! Who reads the log, that nobody changes it through SQL, and that it travels with the database.
 
 use super::{log, settle};
-use hyperion_vault_tests::{Ask, Cluster, sqlstate};
+use hyperion_vault_tests::{Ask, Cluster, lend, sqlstate};
 
 #[test]
 fn auditors_read_and_nobody_writes() {
@@ -54,10 +54,12 @@ fn a_strangers_trigger_on_the_log_does_not_run() {
         "GRANT TRIGGER ON vault.audit_log TO nobody_special; GRANT USAGE, CREATE ON SCHEMA public TO nobody_special; GRANT USAGE ON SCHEMA vault TO nobody_special;
          CREATE TABLE public.ran (who text)",
     );
-    vault.nobody().ask(
-        "CREATE FUNCTION public.spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.ran VALUES (current_user); RETURN NEW; END $$;
-         CREATE TRIGGER spy BEFORE INSERT ON vault.audit_log EXECUTE FUNCTION public.spy()",
+    let mut nobody = vault.nobody();
+    nobody.ask(
+        "CREATE FUNCTION public.spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.ran VALUES (current_user); RETURN NEW; END $$",
     );
+    let trigger = "CREATE TRIGGER spy BEFORE INSERT ON vault.audit_log EXECUTE FUNCTION public.spy()";
+    lend(&mut nobody, &mut root, trigger);
     root.ask("SELECT vault.create_secret('a', 'v')");
     // The relay goes on.
     settle(&cluster);
