@@ -40,8 +40,9 @@ const FOUND: usize = 256;
 /// How many rotations share a transaction, so a flush to disk and a notification (whose payload ends at 8000 bytes). A
 /// rotation takes less than a millisecond, so no row is locked for long.
 const BATCH: usize = 64;
-/// How long answers that are there wait for more, to share a transaction: less than a flush to disk takes on many a disk.
-const LINGER_MS: u64 = 10;
+/// How long answers that are there wait for more, to share a transaction: a key service that takes 20 ms for each then
+/// costs a flush to disk for some thirty rotations, not for seven.
+const LINGER_MS: u64 = 50;
 /// After so many the other work has its turn.
 const PASS: usize = 2048;
 /// What is kept of an error.
