@@ -8,7 +8,7 @@
 //! rotate, or from the worker, which is a superuser. What is put back on the way out: on return by `drop`; on an error by the abort of the (sub)transaction, which the server
 //! does itself (and which must not be called while an error unwinds).
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::{self, Oid};
 
@@ -45,7 +45,7 @@ impl SetterScope {
             for (name, value) in FIXED {
                 set(name, value);
             }
-            reset_to_servers(c"scram_iterations");
+            harden_verifiers();
             let restricted = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
             pg_sys::SetUserIdAndSecContext(setter, context | restricted as i32);
             nest
@@ -74,21 +74,33 @@ unsafe fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Undoes what the session itself has set: whoever rotates does not choose how hard a password is to guess.
+/// As the server has it by default, and PostgreSQL 15 always.
+const FEWEST_ITERATIONS: i64 = 4096;
+
+/// Whoever rotates does not choose how hard a password is to guess: what the session itself has set is undone, and what
+/// its role or database sets counts only upwards.
 ///
 /// # Safety
 /// A nest level of the caller is open.
-unsafe fn reset_to_servers(name: &CStr) {
+unsafe fn harden_verifiers() {
     // PostgreSQL 15 does not have the setting.
     if cfg!(feature = "pg15") {
         return;
     }
-    // SAFETY: the setting exists; its reset value is copied by whoever takes it over.
-    unsafe {
+    let name = c"scram_iterations";
+    // SAFETY: the setting exists; its reset value is read before anything changes it.
+    let servers = unsafe {
         let value = pg_sys::GetConfigOptionResetString(name.as_ptr());
-        if !value.is_null() {
-            set(name, CStr::from_ptr(value));
+        if value.is_null() {
+            None
+        } else {
+            CStr::from_ptr(value).to_str().ok().and_then(|text| text.parse().ok())
         }
+    };
+    let iterations = servers.unwrap_or(FEWEST_ITERATIONS).max(FEWEST_ITERATIONS);
+    if let Ok(iterations) = CString::new(iterations.to_string()) {
+        // SAFETY: as the caller promises.
+        unsafe { set(name, &iterations) };
     }
 }
 

@@ -213,6 +213,15 @@ fn a_hostile_session_changes_nothing_about_it() {
         "not the server's number of iterations"
     );
     assert_eq!(ops.ask("SHOW search_path"), "evil, pg_catalog", "and the session keeps its own");
+    // What a role sets for itself, as any role may, is its session's default, and makes no password weaker.
+    if major(&cluster) >= 16 {
+        ops.batch_execute("ALTER ROLE ops SET scram_iterations = 1").unwrap();
+        let mut weak = vault.ops();
+        assert_eq!(weak.ask("SHOW scram_iterations"), "1");
+        weak.ask("SELECT vault.rotate_secret('db/svc')");
+        let verifier = root.ask("SELECT rolpassword FROM pg_authid WHERE rolname = 'svc'");
+        assert!(verifier.starts_with("SCRAM-SHA-256$4096:"), "chosen by the one who rotates");
+    }
     assert_eq!(ops.ask("SELECT current_user"), "ops");
     assert_eq!(root.ask("SELECT count(*) FROM public.trap"), "0");
 }
