@@ -5,7 +5,7 @@
 //!
 //! A key in the reserve protects nothing yet. It is good as long as the *mark* is what it was when the key was asked for:
 //! the key service's provider, as it was opened. The trap it avoids: a key wrapped under a master key that has been
-//! replaced, which nobody could unwrap; and keys that lie in memory for hours before they protect something.
+//! replaced, which nobody could unwrap; and keys that were made long before they protect something.
 
 /// How long a key waits for its secret.
 pub const LIFE_MS: u64 = 5_000;

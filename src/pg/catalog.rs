@@ -183,6 +183,21 @@ pub(super) fn table_of_index(index: Oid) -> Option<Oid> {
     (table != Oid::INVALID).then_some(table)
 }
 
+/// The tables that inherit from it, also by way of others, and its partitions.
+pub(super) fn descendants(relation: Oid) -> Vec<Oid> {
+    unsafe extern "C-unwind" {
+        /// catalog/pg_inherits.h.
+        fn find_all_inheritors(parent: Oid, lock: i32, counts: *mut *mut pg_sys::List) -> *mut pg_sys::List;
+    }
+    // SAFETY: a catalog scan that takes no locks; the list is a copy. What it raises unwinds from the guard.
+    unsafe {
+        let list = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            find_all_inheritors(relation, pg_sys::NoLock as i32, std::ptr::null_mut())
+        });
+        pgrx::PgList::<Oid>::from_pg(list).iter_oid().filter(|found| *found != relation).collect()
+    }
+}
+
 /// The relations that a view's query names; none if it is no view.
 pub(super) fn below_view(view: Oid) -> Vec<Oid> {
     // SAFETY: a syscache lookup.

@@ -69,7 +69,12 @@ unsafe extern "C-unwind" fn judge(truncated: bool, class: Oid, object: Oid) {
     if let Some(what) = refused {
         on_relation(what).raise();
     }
-    if catalog::namespace_now(class, object) == Some(vault.namespace) {
+    let namespace = if class == pg_sys::ExtensionRelationId {
+        catalog::extension_namespace(object)
+    } else {
+        catalog::namespace_now(class, object)
+    };
+    if namespace == Some(vault.namespace) {
         VaultError::new(
             Kind::Denied,
             "permission denied to create anything in schema vault, or to move it there",
@@ -89,7 +94,7 @@ fn on_relation(what: &str) -> VaultError {
 }
 
 fn before(command: &Command) {
-    if !matches!(command, Command::Occupy { .. } | Command::ReindexSchema(_))
+    if !matches!(command, Command::Occupy { .. } | Command::OccupyAll(_) | Command::ReindexSchema(_))
         || identity::is_superuser(identity::current_user())
     {
         return;
@@ -99,6 +104,12 @@ fn before(command: &Command) {
         Command::Occupy { what, relations } => {
             relations.iter().any(|relation| reaches(&vault, *relation, 0)).then_some(*what)
         }
+        Command::OccupyAll(what) => VaultError::new(
+            Kind::Denied,
+            format!("permission denied for {what} of a database that holds hyperion_vault"),
+        )
+        .hint("Name the tables. Only superusers maintain those of the vault.")
+        .raise(),
         Command::ReindexSchema(schema) => (schema == "vault").then_some("REINDEX"),
         _ => None,
     };
@@ -110,10 +121,12 @@ fn before(command: &Command) {
 /// Deeper than anybody stacks views; below it the server's own check is left to decide.
 const DEEPEST: u32 = 64;
 
-/// Whether the relation is the vault's, or an index of one, or a view over one: LOCK reaches through views.
+/// Whether the relation is the vault's, or an index of one, or a view over one, or has one for a child: LOCK reaches through
+/// views, and every command through inheritance.
 fn reaches(vault: &catalog::Vault, relation: Oid, depth: u32) -> bool {
     vault.has_relation(relation)
         || catalog::table_of_index(relation).is_some_and(|table| vault.has_relation(table))
+        || catalog::descendants(relation).into_iter().any(|child| vault.has_relation(child))
         || depth < DEEPEST
             && catalog::below_view(relation).into_iter().any(|below| reaches(vault, below, depth + 1))
 }

@@ -34,6 +34,8 @@ pub enum Command {
         what: &'static str,
         relations: Vec<Oid>,
     },
+    /// The same with every table of the database, or those of a kind.
+    OccupyAll(&'static str),
     ReindexSchema(String),
 }
 
@@ -198,19 +200,33 @@ unsafe fn command(node: *mut pg_sys::Node) -> Option<Command> {
                 let full = option(statement.options, c"full").is_some_and(|full| pg_sys::defGetBoolean(full));
                 full.then(|| {
                     let relations = PgList::<pg_sys::VacuumRelation>::from_pg(statement.rels);
+                    if relations.is_empty() {
+                        return Command::OccupyAll("VACUUM FULL");
+                    }
                     occupy(
                         "VACUUM FULL",
                         &relations.iter_ptr().map(|one| (*one).relation).collect::<Vec<_>>(),
                     )
                 })
             }
-            T_ClusterStmt => Some(occupy("CLUSTER", &[(*node.cast::<pg_sys::ClusterStmt>()).relation])),
+            T_ClusterStmt => {
+                let relation = (*node.cast::<pg_sys::ClusterStmt>()).relation;
+                Some(if relation.is_null() {
+                    Command::OccupyAll("CLUSTER")
+                } else {
+                    occupy("CLUSTER", &[relation])
+                })
+            }
             T_ReindexStmt => {
+                use pg_sys::ReindexObjectType::{
+                    REINDEX_OBJECT_INDEX, REINDEX_OBJECT_SCHEMA, REINDEX_OBJECT_TABLE,
+                };
                 let statement = &*node.cast::<pg_sys::ReindexStmt>();
-                if statement.kind == pg_sys::ReindexObjectType::REINDEX_OBJECT_SCHEMA {
-                    return Some(Command::ReindexSchema(datum::cstr_lossy(statement.name)));
-                }
-                Some(occupy("REINDEX", &[statement.relation]))
+                Some(match statement.kind {
+                    REINDEX_OBJECT_SCHEMA => Command::ReindexSchema(datum::cstr_lossy(statement.name)),
+                    REINDEX_OBJECT_INDEX | REINDEX_OBJECT_TABLE => occupy("REINDEX", &[statement.relation]),
+                    _ => Command::OccupyAll("REINDEX"),
+                })
             }
             _ => None,
         }

@@ -13,7 +13,7 @@ const SUPERUSERS: &str = "nly superusers";
 fn prepare(vault: &Vault<'_>) -> Client {
     let mut root = vault.root();
     root.ask(
-        "CREATE ROLE eve LOGIN BYPASSRLS; CREATE SCHEMA mine AUTHORIZATION eve; CREATE SCHEMA other AUTHORIZATION eve; GRANT ALL ON SCHEMA vault TO eve;
+        "CREATE ROLE eve LOGIN BYPASSRLS; GRANT CREATE ON DATABASE postgres TO eve; CREATE SCHEMA mine AUTHORIZATION eve; CREATE SCHEMA other AUTHORIZATION eve; GRANT ALL ON SCHEMA vault TO eve;
          GRANT ALL ON ALL TABLES IN SCHEMA vault TO eve; GRANT vault_reader, vault_admin TO eve",
     );
     let mut eve = vault.session("eve");
@@ -98,6 +98,30 @@ fn guards_stay_and_nothing_is_tied_to_the_tables() {
         "0"
     );
     lend(&mut eve, &mut root, "ALTER TABLE mine.own ADD FOREIGN KEY (id) REFERENCES vault.secrets");
+
+    // A vault table that a superuser has put below a table of theirs: the command does not name it.
+    root.ask(
+        "CREATE TABLE mine.parent (name text COLLATE \"C\"); ALTER TABLE mine.parent OWNER TO eve; ALTER TABLE vault.roles INHERIT mine.parent",
+    );
+    for sql in [
+        "TRUNCATE mine.parent",
+        "BEGIN; LOCK mine.parent IN SHARE MODE",
+        "CREATE OR REPLACE TRIGGER t AFTER TRUNCATE ON vault.roles EXECUTE FUNCTION mine.fire()",
+    ] {
+        refused(&mut eve, sql);
+    }
+    root.ask(
+        "ALTER TABLE vault.roles NO INHERIT mine.parent; CREATE TABLE mine.whole (LIKE vault.roles) PARTITION BY RANGE (id);
+         ALTER TABLE mine.whole ATTACH PARTITION vault.roles DEFAULT; ALTER TABLE mine.whole OWNER TO eve; ALTER TABLE vault.roles OWNER TO postgres",
+    );
+    for sql in [
+        "CREATE TRIGGER t AFTER INSERT ON mine.whole FOR EACH ROW EXECUTE FUNCTION mine.fire()",
+        "TRUNCATE mine.whole",
+        "BEGIN; LOCK mine.whole IN SHARE MODE",
+    ] {
+        refused(&mut eve, sql);
+    }
+    root.ask("ALTER TABLE mine.whole DETACH PARTITION vault.roles");
 }
 
 #[test]
@@ -128,6 +152,7 @@ fn nothing_is_planted_beside_the_functions() {
         "TEXT SEARCH CONFIGURATION vault.x (COPY = pg_catalog.simple)",
         "TEXT SEARCH DICTIONARY vault.x (TEMPLATE = pg_catalog.simple)",
         "STATISTICS vault.x ON id, name FROM mine.own",
+        "EXTENSION citext SCHEMA vault",
     ];
     for what in made {
         refused(&mut eve, &format!("CREATE {what}"));
@@ -227,6 +252,11 @@ fn nobody_waits_for_a_lock_of_theirs() {
         "REINDEX TABLE CONCURRENTLY vault.secrets",
         "REINDEX INDEX vault.secrets_pkey",
         "REINDEX SCHEMA vault",
+        "VACUUM FULL",
+        "VACUUM (FULL, ANALYZE)",
+        "CLUSTER",
+        "REINDEX DATABASE postgres",
+        "REINDEX SYSTEM postgres",
         "TRUNCATE vault.secrets",
         "CREATE TRIGGER t AFTER INSERT ON vault.secrets EXECUTE FUNCTION mine.fire()",
     ] {
@@ -242,6 +272,8 @@ fn nobody_waits_for_a_lock_of_theirs() {
     ] {
         eve.ask(command);
     }
+    eve.ask("VACUUM");
+    eve.ask("ANALYZE");
     sqlstate!(eve.try_ask("BEGIN; LOCK TABLE nothing.there"), "3F000");
     eve.ask("ROLLBACK");
     // Those stop nobody; before 17 the server skips them with a warning.

@@ -132,9 +132,12 @@ fn no_key_outlives_the_master_key_or_the_vault() {
     cluster.reload();
     wait_for("the provider to be unusable", PATIENCE, || status(&mut root)["kms"]["usable"] == false);
     sqlstate!(ops.try_ask("SELECT vault.create_secret('while it is unusable', 'v')"), "38000");
-    cluster.write_key_file(&other, 0o600);
+    let third: Vec<u8> = other.iter().map(|byte| byte ^ 0x55).collect();
+    cluster.write_key_file(&third, 0o600);
     cluster.reload();
     wait_for("the provider to be usable", PATIENCE, || status(&mut root)["kms"]["usable"] == true);
+    create(&mut ops, ["of the third".to_owned()]);
+    reads(&mut app, "of the third");
 
     // Another vault in the place of this one.
     fill(&mut ops, "once more");
@@ -144,8 +147,9 @@ fn no_key_outlives_the_master_key_or_the_vault() {
     reads(&mut app, "first of another vault");
     reads(&mut app, "second");
 
-    // Another worker.
+    // Another worker, which reads the key file as it is now.
     fill(&mut ops, "and again");
+    cluster.write_key_file(&other, 0o600);
     let worker = cluster.pid_of("hyperion_vault kms");
     cluster.kill(worker, hyperion_vault_tests::SIGTERM);
     wait_for("the next worker", PATIENCE, || {

@@ -8,10 +8,7 @@ use super::{TABLES, builder, calls, give_work, make_manager, state, until_worked
 use hyperion_vault_tests::{Ask, Client, Cluster, Vault, lend, sqlstate};
 
 /// How the server may answer an attempt that it does not allow: no privilege, or wrong kind of object, or dependent objects.
-const REFUSALS: [&str; 14] = [
-    "42501", "2BP01", "42809", "42830", "42P16", "42P17", "0A000", "42710", "42P07", "42723", "42704",
-    "55000", "55P02", "42883",
-];
+const REFUSALS: [&str; 9] = ["42501", "2BP01", "42809", "42830", "42P16", "42P17", "0A000", "55000", "55P02"];
 
 /// Attempts on each table `{t}`, whose bare name is `{n}` and one of whose columns is `{k}`.
 const ON_TABLES: &[(Possible, &str)] = &[
@@ -166,10 +163,10 @@ const ELSEWHERE: &[(Possible, &str)] = &[
     (No, "CREATE LANGUAGE evil HANDLER plpgsql_call_handler"),
     (No, "CREATE FUNCTION mine.c() RETURNS int LANGUAGE c AS 'hyperion_vault', 'vault_open'"),
     (No, "CREATE FUNCTION mine.i(cstring) RETURNS int LANGUAGE internal AS 'int4in'"),
-    (No, "CREATE TRANSFORM FOR text LANGUAGE sql (FROM SQL WITH FUNCTION mine.i(internal))"),
+    (No, "CREATE TRANSFORM FOR text LANGUAGE sql (FROM SQL WITH FUNCTION mine.hidden(internal))"),
     (No, "CREATE ACCESS METHOD evil TYPE TABLE HANDLER heap_tableam_handler"),
     (No, "CREATE FOREIGN DATA WRAPPER evil"),
-    (No, "CREATE USER MAPPING FOR PUBLIC SERVER vault"),
+    (No, "CREATE USER MAPPING FOR PUBLIC SERVER hyperion_vault"),
     (No, "CREATE SUBSCRIPTION s CONNECTION 'dbname=postgres' PUBLICATION p"),
     (No, "CREATE PUBLICATION p FOR ALL TABLES"),
     (No, "CREATE PUBLICATION p FOR TABLES IN SCHEMA vault"),
@@ -350,7 +347,8 @@ fn foreign_keys(root: &mut Client, eve: &mut Client) {
     for (i, line) in keys.lines().enumerate() {
         let [table, names, columns] = line.split('|').collect::<Vec<_>>()[..] else { panic!("{line}") };
         assert!(
-            !names.split(", ").any(|name| ["name", "subject", "hash"].contains(&name)),
+            !names.split(", ").any(|name| ["name", "subject", "hash"].contains(&name))
+                && !names.split(", ").all(|name| ["action", "path", "pg_role", "kind"].contains(&name)),
             "a guessable key: {line}"
         );
         for (j, action) in ["CASCADE", "SET NULL", "SET DEFAULT", "RESTRICT", "NO ACTION"].iter().enumerate()
