@@ -44,6 +44,7 @@ pub extern "C-unwind" fn _PG_init() {
     if !pg::preloading() {
         area::not_preloaded().raise();
     }
+    pg::keep_backtraces_from_clients();
     config::define();
     pg::shmem::on_startup(area::create);
     kms_worker::register();

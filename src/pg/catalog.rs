@@ -176,6 +176,15 @@ pub(super) fn namespace_now(class: Oid, object: Oid) -> Option<Oid> {
     (number > 0).then(|| row_now(class, object, |row| row.oid(number))).flatten()
 }
 
+/// Whether the relation is in a schema called vault.
+pub(super) fn is_in_vault_schema(relation: Oid) -> bool {
+    // SAFETY: syscache lookups; null, or a palloc'd string.
+    unsafe {
+        let name = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        !name.is_null() && CStr::from_ptr(name) == c"vault"
+    }
+}
+
 /// None if it is no index.
 pub(super) fn table_of_index(index: Oid) -> Option<Oid> {
     // SAFETY: a syscache lookup; no oid for what is no index.

@@ -7,14 +7,18 @@
 //!
 //! - the object access hook, called with the oid of what was just created, changed or truncated. It decides: a name may mean
 //!   something else a moment later, an oid may not;
-//! - the utility hook, called with a command before it takes its locks, and so with names. It only spares everybody else the
-//!   wait behind a command that is refused, or that would be allowed and does nothing but lock.
+//! - the utility hook, called with a command before it takes its locks, and so with names, which it pins
+//!   ([`occupied`](super::occupied)). It spares everybody else the wait behind a command that is refused, or that would be allowed
+//!   and does nothing but lock. After a LOCK it looks once more: only then the views cannot change any more.
 //!
 //! Superusers pass, and so does what a superuser's function does. The trap it avoids: rows of the catalogs that the
 //! running command has made are not seen by its own look-ups; `catalog::row_now` sees them.
 
+use std::collections::HashSet;
+
 use pgrx::pg_sys::{self, Oid};
 
+use super::occupied::{All, Reach};
 use super::utility::{self, Command};
 use super::{catalog, identity};
 use crate::error::{Kind, VaultError};
@@ -60,7 +64,8 @@ unsafe extern "C-unwind" fn judge(truncated: bool, class: Oid, object: Oid) {
     let refused = if truncated {
         vault.has_relation(object).then_some("TRUNCATE")
     } else if class == catalog::TRIGGERS {
-        on_member(&vault, class, object, c"tgrelid").then_some("a trigger")
+        (on_member(&vault, class, object, c"tgrelid") || on_member(&vault, class, object, c"tgconstrrelid"))
+            .then_some("a trigger")
     } else if class == catalog::CONSTRAINTS {
         on_member(&vault, class, object, c"confrelid").then_some("a foreign key")
     } else {
@@ -94,39 +99,39 @@ fn on_relation(what: &str) -> VaultError {
 }
 
 fn before(command: &Command) {
-    if !matches!(command, Command::Occupy { .. } | Command::OccupyAll(_) | Command::ReindexSchema(_))
-        || identity::is_superuser(identity::current_user())
-    {
-        return;
-    }
+    let (Command::Occupy(occupied) | Command::Occupied(occupied)) = command else { return };
     let Some(vault) = catalog::vault() else { return };
-    let refused = match command {
-        Command::Occupy { what, relations } => {
-            relations.iter().any(|relation| reaches(&vault, *relation, 0)).then_some(*what)
+    match occupied {
+        Ok(occupied) => {
+            let mut seen = HashSet::new();
+            let refused = occupied
+                .relations
+                .iter()
+                .find(|(_, relation)| reaches(&vault, *relation, occupied.reach, &mut seen));
+            if let Some((what, _)) = refused {
+                on_relation(what).raise();
+            }
         }
-        Command::OccupyAll(what) => VaultError::new(
+        Err(All::Schema(what)) => on_relation(what).raise(),
+        Err(All::Database(what)) => VaultError::new(
             Kind::Denied,
             format!("permission denied for {what} of a database that holds hyperion_vault"),
         )
         .hint("Name the tables. Only superusers maintain those of the vault.")
         .raise(),
-        Command::ReindexSchema(schema) => (schema == "vault").then_some("REINDEX"),
-        _ => None,
-    };
-    if let Some(what) = refused {
-        on_relation(what).raise();
     }
 }
 
-/// Deeper than anybody stacks views; below it the server's own check is left to decide.
-const DEEPEST: u32 = 64;
-
-/// Whether the relation is the vault's, or an index of one, or a view over one, or has one for a child: LOCK reaches through
-/// views, and every command through inheritance.
-fn reaches(vault: &catalog::Vault, relation: Oid, depth: u32) -> bool {
+/// Whether the relation is the vault's, or an index of one, or reaches one. Each relation is looked at once.
+fn reaches(vault: &catalog::Vault, relation: Oid, reach: Reach, seen: &mut HashSet<u32>) -> bool {
+    if !seen.insert(relation.to_u32()) {
+        return false;
+    }
+    pgrx::check_for_interrupts!();
     vault.has_relation(relation)
         || catalog::table_of_index(relation).is_some_and(|table| vault.has_relation(table))
-        || catalog::descendants(relation).into_iter().any(|child| vault.has_relation(child))
-        || depth < DEEPEST
-            && catalog::below_view(relation).into_iter().any(|below| reaches(vault, below, depth + 1))
+        || reach != Reach::Itself
+            && catalog::descendants(relation).into_iter().any(|child| vault.has_relation(child))
+        || reach == Reach::Views
+            && catalog::below_view(relation).into_iter().any(|below| reaches(vault, below, reach, seen))
 }

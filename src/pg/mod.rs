@@ -22,6 +22,7 @@ pub mod latch;
 pub mod mapped;
 pub mod members;
 pub mod memory;
+pub mod occupied;
 pub mod password;
 pub mod permissions;
 pub mod plain;
@@ -44,6 +45,16 @@ use pgrx::pg_sys;
 pub fn preloading() -> bool {
     // SAFETY: a plain read of a flag that the main thread alone writes.
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// With RUST_BACKTRACE in the postmaster's environment, an error of the server that passes a guard of ours would carry a
+/// backtrace to the client. In `_PG_init`.
+pub fn keep_backtraces_from_clients() {
+    // SAFETY: the postmaster has one thread, and no child yet.
+    unsafe {
+        std::env::remove_var("RUST_BACKTRACE");
+        std::env::remove_var("RUST_LIB_BACKTRACE");
+    }
 }
 
 /// Milliseconds of a clock that never steps back and is the same in every process of this machine.

@@ -15,7 +15,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use pgrx::pg_sys::{self, Datum, List, Oid};
 
-use super::{datum, identity, plain, table};
+use super::{catalog, datum, identity, plain, table};
 use crate::error::{Kind, VaultError};
 
 static mut PREVIOUS: pg_sys::ExecutorCheckPerms_hook_type = None;
@@ -199,8 +199,9 @@ fn is_vault_table(relation: Oid) -> bool {
     }
     let before = INVALIDATIONS.get();
     let verdict = look_up(relation);
-    // What was looked up while a change was heard of may be from before it.
-    if INVALIDATIONS.get() == before {
+    // What was looked up while a change was heard of may be from before it. And a table in the vault's schema may become
+    // the extension's (ALTER EXTENSION ADD), which nothing announces.
+    if INVALIDATIONS.get() == before && (verdict || !catalog::is_in_vault_schema(relation)) {
         KNOWN.with_borrow_mut(|known| {
             if known.len() >= MOST {
                 known.clear();

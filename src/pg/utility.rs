@@ -9,10 +9,10 @@
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use pgrx::PgList;
-use pgrx::pg_sys::{self, Oid};
+use pgrx::{PgList, pg_sys};
 
-use super::datum;
+use super::occupied::{self, All, Occupied};
+use super::{catalog, datum, identity};
 
 /// A command of interest. Names as the parser has them.
 pub enum Command {
@@ -29,14 +29,10 @@ pub enum Command {
     },
     DropExtension(Vec<String>),
     CreateExtension(String),
-    /// It takes a lock on these relations that others wait for. Those that do not exist are left out.
-    Occupy {
-        what: &'static str,
-        relations: Vec<Oid>,
-    },
-    /// The same with every table of the database, or those of a kind.
-    OccupyAll(&'static str),
-    ReindexSchema(String),
+    /// Of one who is no superuser, in a database with the extension: it makes others wait.
+    Occupy(Result<Occupied, All>),
+    /// The same after it: what LOCK has reached cannot change any more.
+    Occupied(Result<Occupied, All>),
 }
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
@@ -83,18 +79,63 @@ unsafe extern "C-unwind" fn hook(
     dest: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: called by the server with a valid statement; arguments are passed on as they came.
+    // SAFETY: called by the server with a valid statement; arguments are passed on as they came, but for a copy of the statement.
     unsafe {
-        if is_of_interest((*statement).utilityStmt) {
-            before((*statement).utilityStmt);
+        let mut call = Call { statement, read_only };
+        let node = (*statement).utilityStmt;
+        let candidate = !node.is_null() && occupied::is_candidate((*node).type_);
+        let locks = candidate && (*node).type_ == pg_sys::NodeTag::T_LockStmt;
+        if candidate {
+            call = before_occupying(call);
+        } else if is_of_interest(node) {
+            before(node);
         }
+        let Call { statement, read_only } = call;
         match PREVIOUS {
             Some(previous) => {
                 previous(statement, query, read_only, context, params, environment, dest, completion)
             }
             None => standard(statement, query, read_only, context, params, environment, dest, completion),
         }
+        if locks {
+            after_locking((*statement).utilityStmt);
+        }
     }
+}
+
+/// A statement, and whether it must not be changed.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Call {
+    statement: *mut pg_sys::PlannedStmt,
+    read_only: bool,
+}
+
+/// Gives back what to go on with: a copy if names were pinned in it.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn before_occupying(call: Call) -> Call {
+    if identity::is_superuser(identity::current_user()) || !catalog::extension_exists() {
+        return call;
+    }
+    // SAFETY: a valid statement; the copy is in the context of the one that runs.
+    unsafe {
+        let statement = if call.read_only {
+            pg_sys::copyObjectImpl(call.statement.cast()).cast::<pg_sys::PlannedStmt>()
+        } else {
+            call.statement
+        };
+        tell(&Command::Occupy(occupied::of((*statement).utilityStmt)));
+        Call { statement, read_only: false }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn after_locking(node: *mut pg_sys::Node) {
+    if identity::is_superuser(identity::current_user()) || !catalog::extension_exists() {
+        return;
+    }
+    // SAFETY: the statement is the copy from before.
+    tell(&Command::Occupied(unsafe { occupied::of(node) }));
 }
 
 /// Whether the statement is worth the guard.
@@ -111,25 +152,23 @@ unsafe fn is_of_interest(node: *mut pg_sys::Node) -> bool {
                     | T_CreatedbStmt
                     | T_CreateExtensionStmt
                     | T_DropStmt
-                    | T_LockStmt
-                    | T_TruncateStmt
-                    | T_CreateTrigStmt
-                    | T_VacuumStmt
-                    | T_ClusterStmt
-                    | T_ReindexStmt
             )
     }
 }
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
-    // SAFETY: a node of one of the kinds above; BEFORE only ever holds a `fn(&Command)`.
-    unsafe {
-        let Some(command) = command(node) else { return };
-        for f in BEFORE.iter().map(|place| place.load(Ordering::Relaxed)).filter(|f| !f.is_null()) {
-            let f: fn(&Command) = std::mem::transmute::<*mut (), fn(&Command)>(f);
-            f(&command);
-        }
+    // SAFETY: a node of one of the kinds above.
+    if let Some(command) = unsafe { command(node) } {
+        tell(&command);
+    }
+}
+
+fn tell(command: &Command) {
+    for f in BEFORE.iter().map(|place| place.load(Ordering::Relaxed)).filter(|f| !f.is_null()) {
+        // SAFETY: BEFORE only ever holds a `fn(&Command)`.
+        let f: fn(&Command) = unsafe { std::mem::transmute::<*mut (), fn(&Command)>(f) };
+        f(command);
     }
 }
 
@@ -181,81 +220,9 @@ unsafe fn command(node: *mut pg_sys::Node) -> Option<Command> {
                     .collect();
                 Some(Command::DropExtension(names))
             }
-            T_LockStmt => {
-                let statement = &*node.cast::<pg_sys::LockStmt>();
-                // pg_dump's, which stops nobody at work.
-                let strong = statement.mode != pg_sys::AccessShareLock as i32;
-                strong.then(|| occupy("LOCK", &ranges(statement.relations)))
-            }
-            T_TruncateStmt => {
-                let statement = &*node.cast::<pg_sys::TruncateStmt>();
-                Some(occupy("TRUNCATE", &ranges(statement.relations)))
-            }
-            T_CreateTrigStmt => {
-                let statement = &*node.cast::<pg_sys::CreateTrigStmt>();
-                Some(occupy("a trigger", &[statement.relation]))
-            }
-            T_VacuumStmt => {
-                let statement = &*node.cast::<pg_sys::VacuumStmt>();
-                let full = option(statement.options, c"full").is_some_and(|full| pg_sys::defGetBoolean(full));
-                full.then(|| {
-                    let relations = PgList::<pg_sys::VacuumRelation>::from_pg(statement.rels);
-                    if relations.is_empty() {
-                        return Command::OccupyAll("VACUUM FULL");
-                    }
-                    occupy(
-                        "VACUUM FULL",
-                        &relations.iter_ptr().map(|one| (*one).relation).collect::<Vec<_>>(),
-                    )
-                })
-            }
-            T_ClusterStmt => {
-                let relation = (*node.cast::<pg_sys::ClusterStmt>()).relation;
-                Some(if relation.is_null() {
-                    Command::OccupyAll("CLUSTER")
-                } else {
-                    occupy("CLUSTER", &[relation])
-                })
-            }
-            T_ReindexStmt => {
-                use pg_sys::ReindexObjectType::{
-                    REINDEX_OBJECT_INDEX, REINDEX_OBJECT_SCHEMA, REINDEX_OBJECT_TABLE,
-                };
-                let statement = &*node.cast::<pg_sys::ReindexStmt>();
-                Some(match statement.kind {
-                    REINDEX_OBJECT_SCHEMA => Command::ReindexSchema(datum::cstr_lossy(statement.name)),
-                    REINDEX_OBJECT_INDEX | REINDEX_OBJECT_TABLE => occupy("REINDEX", &[statement.relation]),
-                    _ => Command::OccupyAll("REINDEX"),
-                })
-            }
             _ => None,
         }
     }
-}
-
-/// # Safety
-/// A list of RangeVar, or null.
-unsafe fn ranges(list: *mut pg_sys::List) -> Vec<*mut pg_sys::RangeVar> {
-    // SAFETY: as the caller promises.
-    unsafe { PgList::<pg_sys::RangeVar>::from_pg(list).iter_ptr().collect() }
-}
-
-/// # Safety
-/// Valid nodes, or null.
-unsafe fn occupy(what: &'static str, relations: &[*mut pg_sys::RangeVar]) -> Command {
-    let found = relations.iter().filter(|range| !range.is_null()).map(|range| {
-        // SAFETY: a valid node. No lock is taken: the server looks again when it does.
-        unsafe {
-            pg_sys::RangeVarGetRelidExtended(
-                *range,
-                pg_sys::NoLock as i32,
-                pg_sys::RVROption::RVR_MISSING_OK,
-                None,
-                std::ptr::null_mut(),
-            )
-        }
-    });
-    Command::Occupy { what, relations: found.filter(|oid| *oid != Oid::INVALID).collect() }
 }
 
 unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {

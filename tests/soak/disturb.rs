@@ -35,6 +35,7 @@ pub fn until(cluster: &Cluster, deadline: Instant, kill_every: Duration, stop: &
     let tables: Vec<_> = tables.lines().filter_map(|line| line.split_once('|')).collect();
     assert!(tables.len() >= 10, "{tables:?}");
     let mut done: BTreeMap<String, u32> = BTreeMap::new();
+    let begun = Instant::now();
     let mut next_kill = Instant::now() + kill_every;
     let mut kills = 0;
     let mut session: Option<Client> = None;
@@ -54,9 +55,7 @@ pub fn until(cluster: &Cluster, deadline: Instant, kill_every: Duration, stop: &
         let template = *random.pick(&COMMANDS);
         let command = template.replace("{t}", table).replace("{key}", key);
         match client.try_ask(&command) {
-            Ok(_) => {
-                *done.entry(template.split(" {").next().unwrap_or(template).to_owned()).or_default() += 1
-            }
+            Ok(_) => *done.entry(named(template).to_owned()).or_default() += 1,
             Err(error) => match error.code().map(|code| code.code().to_owned()) {
                 Some(code) if ALLOWED.contains(&code.as_str()) => {
                     *done.entry(format!("gave way ({code})")).or_default() += 1;
@@ -76,7 +75,17 @@ pub fn until(cluster: &Cluster, deadline: Instant, kill_every: Duration, stop: &
         }
         std::thread::sleep(Duration::from_millis(random.below(150) as u64));
     }
+    if begun.elapsed() > Duration::from_secs(300) {
+        let commands = COMMANDS.iter().map(|template| named(template));
+        for what in commands.chain(KILLS) {
+            assert!(done.contains_key(what), "not once: {what}; {done:?}");
+        }
+    }
     done.iter().map(|(what, n)| format!("{n} × {what}")).collect::<Vec<_>>().join(", ")
+}
+
+fn named(template: &'static str) -> &'static str {
+    template.split(" {").next().unwrap_or(template)
 }
 
 fn rewrites(template: &str) -> bool {
@@ -99,6 +108,8 @@ fn connect(cluster: &Cluster) -> Option<Client> {
     Some(client)
 }
 
+const KILLS: [&str; 4] = ["a session killed", "the postmaster killed", "a worker ended", "a worker killed"];
+
 /// The death of one process, or of all. In turn, so that each happens in a short run as well.
 fn kill(cluster: &Cluster, turn: u32, random: &mut Random) -> String {
     cluster.wait_ready();
@@ -110,12 +121,12 @@ fn kill(cluster: &Cluster, turn: u32, random: &mut Random) -> String {
             if !sessions.is_empty() {
                 cluster.try_kill(*random.pick(&sessions), SIGKILL);
             }
-            "a session killed".into()
+            KILLS[0].into()
         }
         1 => {
             cluster.kill_postmaster_9();
             cluster.start_again();
-            "the postmaster killed".into()
+            KILLS[1].into()
         }
         2 => {
             let workers =
@@ -123,14 +134,14 @@ fn kill(cluster: &Cluster, turn: u32, random: &mut Random) -> String {
             if !workers.is_empty() {
                 cluster.try_kill(*random.pick(&workers), SIGTERM);
             }
-            "a worker ended".into()
+            KILLS[2].into()
         }
         _ => {
             let workers = victims(&["hyperion_vault maintenance", "hyperion_vault relay", "checkpointer"]);
             if !workers.is_empty() {
                 cluster.try_kill(*random.pick(&workers), SIGKILL);
             }
-            "a worker killed".into()
+            KILLS[3].into()
         }
     }
 }

@@ -5,7 +5,8 @@
 //! is shown to work for them on a table of their own, and on the vault's for a superuser.
 
 use super::text;
-use hyperion_vault_tests::{Ask, Client, Cluster, Vault, lend, sqlstate};
+use hyperion_vault_tests::threads::background;
+use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, Vault, lend, sqlstate, wait_for};
 
 const SUPERUSERS: &str = "nly superusers";
 
@@ -157,7 +158,10 @@ fn nothing_is_planted_beside_the_functions() {
     for what in made {
         refused(&mut eve, &format!("CREATE {what}"));
         // On their own ground it works.
-        eve.ask(&format!("BEGIN; CREATE {}; ROLLBACK", what.replace("vault.", "mine.")));
+        eve.ask(&format!(
+            "BEGIN; CREATE {}; ROLLBACK",
+            what.replace("vault.", "mine.").replace("SCHEMA vault", "SCHEMA mine")
+        ));
     }
     let moved = [
         "FUNCTION mine.create_secret(varchar, varchar)",
@@ -214,7 +218,16 @@ fn nobody_waits_for_a_lock_of_theirs() {
     root.ask("GRANT USAGE ON SCHEMA vault TO eve; SELECT vault.create_secret('busy', 'v')");
     eve.ask(
         "CREATE VIEW mine.over AS SELECT count(*) FROM (SELECT name FROM vault.secrets) s; CREATE VIEW mine.above AS SELECT (SELECT count FROM mine.over)
-         FROM mine.own; SET lock_timeout = '1ms'",
+         FROM mine.own; CREATE TABLE mine.whole (LIKE mine.own) PARTITION BY LIST (id); SET lock_timeout = '1ms'",
+    );
+    // As deep as one likes, and with so many ways that whoever walked them all would never end.
+    eve.ask(
+        "DO $$ BEGIN
+           CREATE VIEW mine.v0 AS SELECT FROM vault.secrets; CREATE VIEW mine.w0 AS SELECT FROM mine.own;
+           FOR i IN 1..70 LOOP
+             EXECUTE format('CREATE VIEW mine.v%s AS SELECT FROM mine.v%s', i, i - 1);
+             EXECUTE format('CREATE VIEW mine.w%s AS SELECT FROM mine.w%s a, mine.w%s b', i, i - 1, greatest(i - 2, 0));
+           END LOOP; END $$",
     );
     let mut writer = vault.ops();
     writer.ask("BEGIN; SELECT vault.put_secret('busy', 'w')");
@@ -229,6 +242,7 @@ fn nobody_waits_for_a_lock_of_theirs() {
     ] {
         for what in [
             "vault.secrets",
+            "mine.v70",
             "ONLY vault.secrets",
             "mine.own, vault.tokens",
             "vault.decrypted_secrets",
@@ -240,6 +254,9 @@ fn nobody_waits_for_a_lock_of_theirs() {
         }
         eve.ask(&format!("BEGIN; LOCK TABLE mine.own, mine.view IN {mode} MODE; ROLLBACK"));
     }
+    eve.ask("SET statement_timeout = '20s'");
+    sqlstate!(eve.try_ask("CLUSTER mine.w70 USING x"), "42809");
+    eve.ask("RESET statement_timeout");
     // What a dump takes stops nobody.
     eve.ask("BEGIN; LOCK TABLE vault.secrets IN ACCESS SHARE MODE; ROLLBACK");
     for command in [
@@ -252,6 +269,20 @@ fn nobody_waits_for_a_lock_of_theirs() {
         "REINDEX TABLE CONCURRENTLY vault.secrets",
         "REINDEX INDEX vault.secrets_pkey",
         "REINDEX SCHEMA vault",
+        "VACUUM (FULL off, FULL on) vault.secrets",
+        // The server locks for these before it asks who owns the table.
+        "CREATE RULE r AS ON INSERT TO vault.secrets DO NOTHING",
+        "ALTER MATERIALIZED VIEW vault.secrets DEPENDS ON EXTENSION plpgsql",
+        "ALTER TABLE mine.whole ATTACH PARTITION vault.secrets DEFAULT",
+        "CREATE TABLE mine.part PARTITION OF vault.secrets DEFAULT",
+        "CREATE TABLE mine.heir () INHERITS (vault.secrets)",
+        "CREATE TABLE mine.tied (id uuid REFERENCES vault.secrets)",
+        "CREATE TABLE mine.tied (id uuid, FOREIGN KEY (id) REFERENCES vault.secrets (id))",
+        "ALTER TABLE mine.own ADD FOREIGN KEY (id) REFERENCES vault.secrets",
+        "ALTER TABLE mine.own ADD COLUMN other uuid REFERENCES vault.secrets",
+        "CREATE SCHEMA AUTHORIZATION eve CREATE TABLE tied (id uuid REFERENCES vault.secrets)",
+        "CREATE CONSTRAINT TRIGGER t AFTER INSERT ON mine.own FROM vault.secrets FOR EACH ROW EXECUTE FUNCTION mine.fire()",
+        "DO 'BEGIN EXECUTE ''CREATE RULE r AS ON INSERT TO vault.secrets DO NOTHING''; END'",
         "VACUUM FULL",
         "VACUUM (FULL, ANALYZE)",
         "CLUSTER",
@@ -284,4 +315,63 @@ fn nobody_waits_for_a_lock_of_theirs() {
     root.ask("REINDEX SCHEMA vault");
     root.ask("BEGIN; LOCK TABLE vault.secrets; ROLLBACK");
     assert_eq!(text(&mut vault.app(), "SELECT vault.read_secret('busy')"), "w");
+}
+
+/// A command that waits looks its names up again afterwards: by then they may mean a table of the vault.
+#[test]
+fn a_name_means_what_it_meant_when_it_was_judged() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut eve = prepare(&vault);
+    let mut root = vault.root();
+    let rewritten = "SELECT string_agg(relfilenode::text, ' ' ORDER BY oid) FROM pg_class WHERE relnamespace = 'vault'::regnamespace";
+    for (command, code) in [
+        ("BEGIN; LOCK TABLE secrets", "42P01"),
+        ("CLUSTER secrets USING secrets_pkey", "42P01"),
+        ("VACUUM FULL secrets", "42P01"),
+        ("REINDEX TABLE secrets", "42P01"),
+        ("TRUNCATE secrets", "42P01"),
+        ("BEGIN; LOCK TABLE mine.first, mine.window", "42501"),
+    ] {
+        root.ask(
+            "CREATE TABLE mine.secrets (id uuid PRIMARY KEY); CREATE TABLE mine.first (); CREATE VIEW mine.window AS SELECT id FROM mine.secrets;
+             ALTER TABLE mine.secrets OWNER TO eve; ALTER TABLE mine.first OWNER TO eve; ALTER VIEW mine.window OWNER TO eve",
+        );
+        let before = root.ask(rewritten);
+        eve.ask("BEGIN; LOCK TABLE mine.secrets, mine.first");
+        let mut other = vault.session("eve");
+        other.ask("SET search_path = mine, vault");
+        let pid = hyperion_vault_tests::backend_pid(&mut other);
+        let waiting = background(move || {
+            let code = super::state(&mut other, command);
+            (other, code)
+        });
+        wait_for("the command to wait", PATIENCE, || {
+            root.ask(&format!("SELECT cardinality(pg_blocking_pids({pid})) > 0")) == "t"
+        });
+        eve.ask("CREATE OR REPLACE VIEW mine.window AS SELECT id FROM vault.secrets; ALTER TABLE mine.secrets RENAME TO away; COMMIT");
+        let (other, found) = waiting.finish(PATIENCE);
+        assert_eq!(found, code, "{command}");
+        assert_eq!(root.ask(rewritten), before, "{command}");
+        let locks = "SELECT count(*) FROM pg_locks WHERE relation = 'vault.secrets'::regclass AND mode = 'AccessExclusiveLock'";
+        assert_eq!(root.ask(locks), "0", "{command}");
+        drop(other);
+        wait_for("the session to end", PATIENCE, || {
+            root.ask(&format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}")) == "0"
+        });
+        root.ask("DROP VIEW mine.window; DROP TABLE mine.away, mine.first");
+    }
+}
+
+/// What becomes the extension's is protected in sessions that have used it before.
+#[test]
+fn a_table_that_joins_the_extension_is_protected_at_once() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut eve = prepare(&vault);
+    let mut root = vault.root();
+    root.ask("ALTER EXTENSION hyperion_vault DROP TABLE vault.tokens; ALTER ROLE eve NOBYPASSRLS");
+    assert_eq!(eve.ask("SELECT count(*) FROM vault.tokens"), "0");
+    root.ask("ALTER EXTENSION hyperion_vault ADD TABLE vault.tokens");
+    sqlstate!(eve.try_ask("SELECT count(*) FROM vault.tokens"), "42501", message: "permission denied for table tokens");
 }

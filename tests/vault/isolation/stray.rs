@@ -290,8 +290,9 @@ fn nothing_of_theirs_runs_inside(vault: &Vault<'_>) {
         "n text REFERENCES vault.tokens (name)",
         "i uuid, n text, FOREIGN KEY (i, n) REFERENCES vault.role_bindings (role_id, pg_role)",
     ] {
-        let refused = joined.try_ask(&format!("CREATE TABLE mine.guess ({key})"));
-        sqlstate!(refused, "42830", message: "no unique constraint");
+        let tie = format!("CREATE TABLE mine.guess ({key})");
+        sqlstate!(joined.try_ask(&tie), "42501", message: "foreign key");
+        sqlstate!(root.try_ask(&tie), "42830", message: "no unique constraint");
     }
     for (tie, untie) in [
         (

@@ -333,7 +333,8 @@ fn foreign_keys(root: &mut Client, eve: &mut Client) {
         let tie = format!(
             "CREATE TABLE mine.by_name (name text REFERENCES vault.{table} (name) ON UPDATE CASCADE)"
         );
-        sqlstate!(eve.try_ask(&tie), "42830", message: "there is no unique constraint matching given keys");
+        sqlstate!(eve.try_ask(&tie), "42501", message: "foreign key");
+        sqlstate!(root.try_ask(&tie), "42830", message: "there is no unique constraint matching given keys");
     }
     let keys = root.ask(
         "SELECT c.relname, string_agg(quote_ident(a.attname), ', ' ORDER BY k.n), string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY k.n)
