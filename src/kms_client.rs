@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use hyperion_vault_core::cache::Lookup;
 use hyperion_vault_core::envelope::{Dek, DekContext};
-use hyperion_vault_core::ipc::{self, ClientTicket, Poll, Reclaimed, Request, Response, Slot};
+use hyperion_vault_core::ipc::{
+    self, ClientTicket, Poll, Reclaimed, Request, Response, Slot, State, StateCounts,
+};
 
 use crate::area::{self, Area};
 use crate::config;
@@ -45,17 +47,29 @@ pub fn generate(context: DekContext) -> Result<Generated> {
     }
 }
 
-/// A new DEK for the first of these places, and for as many others as the queue has room for at the moment; with their
-/// numbers.
+/// A new DEK for the first of these places, and for as many others as there is room for while half of the queue is free; with
+/// their numbers. Sleeps for a slot only while it holds none: sessions that wait for each other's would all wait.
 pub fn generate_ahead(contexts: &[DekContext]) -> Result<(Generated, Vec<(usize, Generated)>)> {
     let (first, others) = contexts.split_first().ok_or_else(unexpected)?;
+    let request = |context: &DekContext| Request::GenerateDek { context: *context };
     let mut ahead = Pipeline::open()?;
-    for (index, context) in others.iter().enumerate() {
-        if ahead.submit(index + 1, &Request::GenerateDek { context: *context })?.is_some() {
+    let free = StateCounts::of(ahead.area.slots).count(State::Free);
+    let room = free.saturating_sub(ahead.area.slots.len() / 2);
+    if room == 0 || others.is_empty() {
+        return Ok((generate(*first)?, Vec::new()));
+    }
+    let deadline = deadline();
+    let Some(mut hold) = claim_now(ahead.area) else { return Ok((generate(*first)?, Vec::new())) };
+    submit(&mut hold, &request(first), deadline)?;
+    for (index, context) in others.iter().enumerate().take(room - 1) {
+        if ahead.submit(index + 1, &request(context))?.is_some() {
             break;
         }
     }
-    let first = generate(*first)?;
+    let first = match answer(&mut hold, deadline)? {
+        Answered::Response(response) => generated(response)?,
+        Answered::Cached(_) => return Err(unexpected()),
+    };
     // A worker takes what was submitted together at one time: what is not here by now is given up with the pipeline.
     let others = ahead
         .collect()

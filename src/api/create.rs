@@ -20,7 +20,7 @@ use super::writing::{admitted, generated, invalid};
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::fcinfo::{Args, Return};
-use crate::pg::heap::Write;
+use crate::pg::heap::{Wait, Write};
 use crate::store::changes::{Changes, missing_interval};
 use crate::store::secrets::{self, Properties};
 
@@ -99,10 +99,13 @@ pub fn create_secret_bytes(args: &Args) -> Result<Return> {
 }
 
 thread_local! {
-    /// Whether the last name was free. An insertion that meets another leaves a dead row, so that a session which tries names
-    /// that are taken looks first.
-    static FREE: Cell<bool> = const { Cell::new(true) };
+    /// For how many secrets to come the name is looked up first, though a key is at hand. An insertion that meets a taken name
+    /// leaves a dead row.
+    static LOOKS: Cell<u32> = const { Cell::new(0) };
 }
+
+/// So many names have to be free after one that was not.
+const LOOKS_AFTER: u32 = 16;
 
 /// Creates a secret; None if the name is taken by a live one.
 fn create(
@@ -116,9 +119,11 @@ fn create(
         handing.username(Some(username))?;
     }
     for attempt in 0..ATTEMPTS {
-        // With a key at hand and names that were free so far, the insertion is what finds out.
-        let at_hand =
-            if attempt == 0 && handing.is_none() && FREE.get() { NewVersion::reserved()? } else { None };
+        // With a key at hand and names that were free so far, the insertion is what finds out. It waits for nobody: who is at
+        // work on a secret of that name is not in the way of one who only wants to hear that it exists.
+        let blind = attempt == 0 && handing.is_none() && LOOKS.get() == 0;
+        let at_hand = if blind { NewVersion::reserved()? } else { None };
+        let wait = if at_hand.is_some() { Wait::Skip } else { Wait::Block };
         let (new, gone) = match at_hand {
             Some(new) => (new, false),
             None => {
@@ -150,22 +155,21 @@ fn create(
             _ => Vec::new(),
         };
         let info = new.seal(name, 1, value, |fresh| {
-            secrets::insert(&write, new.secret, name, fresh, properties, target, now)
+            secrets::insert(wait, &write, new.secret, name, fresh, properties, target, now)
         })?;
-        if info.is_some() {
-            audit::version(1);
-        }
-        if info.is_some()
-            && let (Some(handing), Some(prepared)) = (&handing, &prepared)
-        {
+        // Not inserted: the name is another's, whatever the state of that one is.
+        let Some(info) = info else {
+            LOOKS.set(LOOKS_AFTER);
+            new.forget();
+            continue;
+        };
+        LOOKS.set(LOOKS.get().saturating_sub(1));
+        audit::version(1);
+        if let (Some(handing), Some(prepared)) = (&handing, &prepared) {
             let version = Handed { name, number: 1, new: &new, value: value.main_part()? };
             handing.apply(&version, prepared, None)?;
         }
-        // Not inserted: the name is another's, whatever the state of that one is.
-        FREE.set(info.is_some());
-        if info.is_some() {
-            return Ok(info);
-        }
+        return Ok(Some(info));
     }
     Err(overtaken(name))
 }

@@ -62,16 +62,23 @@ impl NewVersion {
     /// For a secret that does not exist yet, from the reserve if it has a key. See [`hyperion_vault_core::reserve`].
     pub fn reserved() -> Result<Option<Self>> {
         let mark = kms_client::reserving()?;
-        let taken = RESERVE.with_borrow_mut(|reserve| reserve.take(mark, monotonic_ms()));
-        // One of another vault would only be refused later.
-        Ok(match (taken, meta::remembered_vault_id()?) {
-            (Some(new), Some(vault)) if new.vault == vault => Some(new),
-            _ => None,
+        let vault = meta::remembered_vault_id()?;
+        RESERVE.with_borrow_mut(|reserve| {
+            while let Some(new) = reserve.take(mark, monotonic_ms()) {
+                // One of another vault would only be refused later.
+                if Some(new.vault) == vault {
+                    return Ok(Some(new));
+                }
+            }
+            Ok(None)
         })
     }
 
-    /// For a secret that does not exist yet. Asks the key service, and fills the reserve. Takes no lock.
+    /// For a secret that does not exist yet. Asks the key service if the reserve is empty, and fills it. Takes no lock.
     pub fn of_new_secret() -> Result<Self> {
+        if let Some(reserved) = Self::reserved()? {
+            return Ok(reserved);
+        }
         let vault = match meta::remembered_vault_id()? {
             Some(id) => id,
             None => Id::random()?,
@@ -92,6 +99,12 @@ impl NewVersion {
         let others = others.into_iter().map(|(index, key)| of(&contexts[index], key));
         RESERVE.with_borrow_mut(|reserve| reserve.keep(mark, now, others));
         Ok(of(&contexts[0], first))
+    }
+
+    /// It was sealed and not stored: its key is no longer cached.
+    pub fn forget(&self) {
+        let context = DekContext { vault: self.vault, secret: self.secret, version: self.version_id };
+        dek_cache::evict(&[context.cache_digest(&self.key.wrapped)]);
     }
 
     /// The key once more, for as long as the version is handed over.

@@ -194,6 +194,18 @@ impl Table {
         keys: &[Key<'_>],
         values: &[Assignment],
     ) -> Result<Option<RowLock<'w>>> {
+        self.insert_or(Wait::Block, write, index, keys, values)
+    }
+
+    /// The same; with [`Wait::Skip`] it waits for nobody, and None says only that the key is taken, or about to be.
+    pub fn insert_or<'w>(
+        &self,
+        wait: Wait,
+        write: &'w Write,
+        index: usize,
+        keys: &[Key<'_>],
+        values: &[Assignment],
+    ) -> Result<Option<RowLock<'w>>> {
         let target = self.target(write)?;
         let arbiter = target.known.indexes[index];
         let columns = self.indexes[index].columns;
@@ -234,7 +246,7 @@ impl Table {
                 return Ok(Some(RowLock { tuple, known: Rc::clone(&target.known), _memory: PhantomData }));
             }
             // As a rule whoever calls has looked before: so the row is inserted first, and a wait comes only if it must.
-            if target.is_present(arbiter, columns, keys) {
+            if matches!(wait, Wait::Skip) || target.is_present(arbiter, columns, keys) {
                 return Ok(None);
             }
             pgrx::check_for_interrupts!();

@@ -16,7 +16,7 @@ use super::versions::{self, VERSIONS};
 use super::{derived, versions::column as superseded};
 use crate::error::Result;
 use crate::pg::datum;
-use crate::pg::heap::{Assignment, Write};
+use crate::pg::heap::{Assignment, Wait, Write};
 use crate::pg::scan::{Key, Snapshot};
 use crate::pg::tuple::Tuple;
 
@@ -176,7 +176,7 @@ pub fn insert(write: &Write, s: &Secret) -> Result<bool> {
         (column::GRACE_UNTIL, Some(Datum::from(last_grace.map_or(i64::MIN, |end| end.0)))),
         (column::TARGET, json(&s.target)?),
     ];
-    if secrets::insert_row(write, &s.name, &values)?.is_none() {
+    if secrets::insert_row(Wait::Block, write, &s.name, &values)?.is_none() {
         return Ok(false);
     }
     for Superseded { version, superseded_at, expires_at } in &s.superseded {

@@ -385,8 +385,10 @@ pub(super) fn plus(at: i64, interval: Datum) -> i64 {
 }
 
 /// Inserts a new secret and returns its info; None if the name is taken (by a transaction that has committed, for
-/// which this one may have waited).
+/// which this one may have waited; with [`Wait::Skip`] by any).
+#[allow(clippy::too_many_arguments, reason = "what a row is made of")]
 pub fn insert(
+    wait: Wait,
     write: &Write,
     id: Id,
     name: &str,
@@ -415,13 +417,17 @@ pub fn insert(
     ];
     fresh.assign(&mut values, now);
     values.extend(target);
-    insert_row(write, name, &values)
+    insert_row(wait, write, name, &values)
 }
 
 /// The same with all columns given, by who sees to it that they are right.
-pub(super) fn insert_row(write: &Write, name: &str, values: &[Assignment]) -> Result<Option<Datum>> {
-    let inserted =
-        SECRETS.with(|table| table.insert_unless_present(write, BY_NAME, &[Key::Text(name)], values))?;
+pub(super) fn insert_row(
+    wait: Wait,
+    write: &Write,
+    name: &str,
+    values: &[Assignment],
+) -> Result<Option<Datum>> {
+    let inserted = SECRETS.with(|table| table.insert_or(wait, write, BY_NAME, &[Key::Text(name)], values))?;
     let Some(inserted) = inserted else { return Ok(None) };
     let row = inserted.row()?;
     derived::secret_changed(write, &Derived::none(), &Derived::of(&row)?)?;

@@ -6,6 +6,7 @@
 use super::value;
 use crate::watch::{calls, expect_idle_queue, status};
 use hyperion_vault_tests::kms::{FakeKms, Op};
+use hyperion_vault_tests::threads::clients_at_once;
 use hyperion_vault_tests::{Ask, Client, Cluster, PATIENCE, sqlstate, wait_for};
 use std::time::Duration;
 
@@ -74,6 +75,92 @@ fn a_row_of_secrets_takes_few_hand_overs_and_one_takes_one_key() {
     );
     sqlstate!(app.try_ask("SELECT vault.read_secret('gone too')"), "P0002");
     expect_idle_queue(&mut root);
+}
+
+/// Each waits for a place in the queue, and none while it has some.
+#[test]
+fn a_crowd_of_creators_fits_into_a_small_queue() {
+    const CREATORS: usize = 40;
+    for slots in ["4", "16"] {
+        let cluster = Cluster::builder()
+            .conf("hyperion_vault.kms_queue_slots", slots)
+            .conf("hyperion_vault.kms_timeout_ms", "20000")
+            .max_connections(80)
+            .start();
+        cluster.vault();
+        let made = clients_at_once(&cluster, "ops", CREATORS, 4 * PATIENCE, |i, mut client| {
+            let begun = std::time::Instant::now();
+            create(&mut client, (0..60).map(|n| format!("c/{i}/{n}")));
+            begun.elapsed()
+        });
+        let longest = made.iter().max().copied().unwrap_or_default();
+        assert!(
+            longest < Duration::from_secs(20),
+            "with {slots} slots somebody waited for a deadline: {longest:?}"
+        );
+        let mut root = cluster.superuser();
+        expect_idle_queue(&mut root);
+        assert_eq!(root.ask("SELECT count(*) FROM vault.secrets"), (CREATORS * 60).to_string());
+    }
+}
+
+/// What a session has at hand changes nothing of what others are to it.
+#[test]
+fn a_taken_name_is_told_at_once_whoever_is_at_work_on_it() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let (mut ops, mut busy) = (vault.ops(), vault.ops());
+    ops.ask("SELECT vault.create_secret('w', 'v')");
+    busy.ask("BEGIN; SELECT vault.update_secret('w', description => 'd')");
+    fill(&mut ops, "n");
+    ops.ask("SET statement_timeout = '10s'");
+    sqlstate!(ops.try_ask("SELECT vault.create_secret('w', 'v')"), "23505", message: "already exists");
+    // A name that is about to be taken is waited for.
+    busy.ask("ROLLBACK; BEGIN; SELECT vault.create_secret('x', 'v')");
+    fill(&mut ops, "m");
+    ops.ask("SET statement_timeout = '300ms'");
+    sqlstate!(ops.try_ask("SELECT vault.create_secret('x', 'v')"), "57014");
+    busy.ask("COMMIT");
+    sqlstate!(ops.try_ask("SELECT vault.create_secret('x', 'v')"), "23505", message: "already exists");
+}
+
+/// Whoever makes secrets otherwise uses what is there, and asks for no more.
+#[test]
+fn no_more_is_asked_for_than_is_used() {
+    const N: u64 = 48;
+    let cluster = cluster();
+    let vault = cluster.vault();
+    let (mut ops, mut root) = (vault.ops(), vault.root());
+    ops.ask("SELECT vault.create_secret('taken', 'v')");
+    let target = "generator => '{}', target => '{\"type\":\"postgres_role\",\"role\":\"served\"}'";
+    root.ask("CREATE ROLE served LOGIN; CREATE EXTENSION pgstattuple");
+    for (what, sql) in [
+        ("alternating with taken names", "SELECT vault.create_secret('alternating/N', 'v')"),
+        ("bytes", "SELECT vault.create_secret_bytes('bytes/N', 'v')"),
+        ("put", "SELECT vault.put_secret('put/N', 'v')"),
+        ("for a target", &format!("SELECT vault.create_secret('target/N', {target})")),
+    ] {
+        let before = calls(&mut root);
+        let who = if what == "for a target" { &mut root } else { &mut ops };
+        for i in 0..N {
+            if what == "for a target" && i > 0 {
+                who.ask(&format!("SELECT vault.delete_secret('target/{}')", i - 1));
+            }
+            who.ask(&sql.replace("/N", &format!("/{i}")));
+            if what.starts_with("alternating") {
+                sqlstate!(who.try_ask("SELECT vault.create_secret('taken', 'v')"), "23505");
+            }
+        }
+        let asked = calls(&mut root) - before;
+        assert!((N - MOST_AHEAD..=N + MOST_AHEAD).contains(&asked), "{what}: {asked} keys for {N} secrets");
+        if what.starts_with("alternating") {
+            let dead: u64 = root
+                .ask("SELECT dead_tuple_count FROM pgstattuple('vault.secrets')")
+                .parse()
+                .expect("a number");
+            assert!(dead <= N / 8, "{dead} dead rows");
+        }
+    }
 }
 
 #[test]
