@@ -9,6 +9,7 @@ use pgrx::pg_sys::{self, Oid};
 
 use super::identity;
 
+/// The extension's name, as CREATE EXTENSION takes it.
 pub(super) const EXTENSION: &CStr = c"hyperion_vault";
 
 /// Whether there is a database of that name that can be connected to. For a worker of no database, outside a

@@ -234,7 +234,7 @@ fn look_up(relation: Oid) -> bool {
             return false;
         }
         let name = pg_sys::get_extension_name(extension);
-        !name.is_null() && CStr::from_ptr(name) == c"hyperion_vault"
+        !name.is_null() && CStr::from_ptr(name) == catalog::EXTENSION
     }
 }
 

@@ -16,12 +16,11 @@ use std::rc::Rc;
 use hyperion_vault_core::row::Layout;
 use pgrx::pg_sys::{self, Datum, Oid};
 
+use super::catalog::EXTENSION;
 use super::datum;
 use super::tuple::{self, Attribute};
 use crate::error::{Kind, Result, VaultError};
 
-/// The extension's name, as CREATE EXTENSION takes it.
-const EXTENSION: &CStr = c"hyperion_vault";
 const SCHEMA: &CStr = c"vault";
 /// Relations of the present version that earlier ones lack. Until an upgrade script has made them, the tables are an earlier
 /// version's: they are refused as a whole, so that nothing is half done in between.
