@@ -18,8 +18,14 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = pg_catalog.format('hyperion_vault cannot live in one database with extension "%s"', other),
-            DETAIL = 'Both use schema "vault"; create_secret(name, value) of the one is create_secret(value, name) of the other.',
-            HINT = pg_catalog.format('Move its secrets as docs/migration.md describes, or run DROP EXTENSION %I, and then CREATE EXTENSION hyperion_vault.', other);
+            DETAIL = CASE WHEN other OPERATOR(pg_catalog.=) 'supabase_vault'
+                       THEN 'Both use schema "vault"; create_secret(name, value) of the one is create_secret(value, name) of the other.'
+                       ELSE 'Both use schema "vault".' END,
+            HINT = pg_catalog.format(
+                     CASE WHEN other OPERATOR(pg_catalog.=) 'supabase_vault'
+                       THEN 'Move its secrets as docs/migration.md describes, or run DROP EXTENSION %I, and then CREATE EXTENSION hyperion_vault.'
+                       ELSE 'Run DROP EXTENSION %I, or move it to another schema if it can be moved, and then CREATE EXTENSION hyperion_vault.' END,
+                     other);
     END IF;
     SELECT CASE
              WHEN NOT o.rolsuper THEN pg_catalog.format('It belongs to role %I, who is not a superuser.', o.rolname)

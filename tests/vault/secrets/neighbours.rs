@@ -22,7 +22,12 @@ fn not_beside_supabase_vault() {
             "BEGIN; CREATE SCHEMA vault; CREATE TABLE vault.secrets (); {}",
             pretend(name, schema)
         ));
-        sqlstate!(root.try_ask("CREATE EXTENSION hyperion_vault"), "55000", message: name, detail: "create_secret", hint: "DROP EXTENSION");
+        let (detail, hint) = match name {
+            "supabase_vault" => ("create_secret", "docs/migration.md"),
+            _ => ("schema \"vault\".", "another schema"),
+        };
+        let made = root.try_ask("CREATE EXTENSION hyperion_vault");
+        sqlstate!(made, "55000", message: name, detail: detail, hint: hint);
         root.ask("ROLLBACK");
     }
     // Gone, it leaves its schema: empty it is taken over.
