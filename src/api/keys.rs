@@ -49,11 +49,7 @@ pub struct NewVersion {
 impl NewVersion {
     /// Asks the key service. Takes no lock.
     pub fn prepare(secret: Id) -> Result<Self> {
-        // If it is out of date by now, `belongs` will say so.
-        let vault = match meta::remembered_vault_id()? {
-            Some(id) => id,
-            None => Id::random()?,
-        };
+        let vault = presumed_vault()?;
         let version_id = Id::random()?;
         let key = kms_client::generate(DekContext { vault, secret, version: version_id })?;
         Ok(Self { vault, secret, version_id, key, early: 0.0 })
@@ -79,10 +75,7 @@ impl NewVersion {
         if let Some(reserved) = Self::reserved()? {
             return Ok(reserved);
         }
-        let vault = match meta::remembered_vault_id()? {
-            Some(id) => id,
-            None => Id::random()?,
-        };
+        let vault = presumed_vault()?;
         let (mark, now) = (kms_client::reserving()?, monotonic_ms());
         let ahead = RESERVE.with_borrow_mut(|reserve| reserve.ahead(mark, now));
         let ids = Id::several(2 * (1 + ahead))?;
@@ -137,6 +130,14 @@ impl NewVersion {
             key: &self.key,
             early: self.early,
         })
+    }
+}
+
+/// The vault's id, or one for a vault that has none yet. If it is out of date, [`NewVersion::belongs`] says so.
+fn presumed_vault() -> Result<Id> {
+    match meta::remembered_vault_id()? {
+        Some(id) => Ok(id),
+        None => Ok(Id::random()?),
     }
 }
 

@@ -73,9 +73,21 @@ pub(super) fn vault() -> Option<Vault> {
 impl Vault {
     /// Whether the table, view or foreign table belongs to the extension.
     pub(super) fn has_relation(&self, relation: Oid) -> bool {
-        // SAFETY: a catalog lookup; no oid for what is not there.
-        unsafe { pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, relation) == self.extension }
+        extension_of(relation) == self.extension
     }
+}
+
+/// Whether the table, view or foreign table belongs to the extension. In a transaction.
+pub(super) fn has_relation(relation: Oid) -> bool {
+    // SAFETY: a catalog lookup by a valid string.
+    let extension = unsafe { pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) };
+    extension != Oid::INVALID && extension_of(relation) == extension
+}
+
+/// INVALID for what belongs to none, or is not there.
+fn extension_of(relation: Oid) -> Oid {
+    // SAFETY: a catalog lookup by oid.
+    unsafe { pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, relation) }
 }
 
 /// pg_constraint, pg_depend and its index by the dependent object, and pg_rewrite: names that the bindings lack.

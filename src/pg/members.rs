@@ -99,7 +99,7 @@ fn on_relation(what: &str) -> VaultError {
 }
 
 fn before(command: &Command) {
-    let (Command::Occupy(occupied) | Command::Occupied(occupied)) = command else { return };
+    let Command::Occupy(occupied) = command else { return };
     let Some(vault) = catalog::vault() else { return };
     match occupied {
         Ok(occupied) => {

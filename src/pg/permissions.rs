@@ -10,7 +10,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use pgrx::pg_sys::{self, Datum, List, Oid};
@@ -229,12 +228,7 @@ fn look_up(relation: Oid) -> bool {
             // A view is checked as what is below it.
             _ => return false,
         };
-        let extension = pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, relation);
-        if extension == Oid::INVALID {
-            return false;
-        }
-        let name = pg_sys::get_extension_name(extension);
-        !name.is_null() && CStr::from_ptr(name) == catalog::EXTENSION
+        catalog::has_relation(relation)
     }
 }
 

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use hyperion_vault_core::row::Layout;
 use pgrx::pg_sys::{self, Datum, Oid};
 
-use super::catalog::EXTENSION;
+use super::catalog::{self, EXTENSION};
 use super::datum;
 use super::tuple::{self, Attribute};
 use crate::error::{Kind, Result, VaultError};
@@ -240,12 +240,7 @@ impl Table {
         if self.member.get() == table {
             return true;
         }
-        // SAFETY: catalog lookups on valid arguments.
-        let member = unsafe {
-            let extension = pg_sys::get_extension_oid(EXTENSION.as_ptr(), true);
-            extension != Oid::INVALID
-                && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, table) == extension
-        };
+        let member = catalog::has_relation(table);
         if member {
             self.member.set(table);
         }

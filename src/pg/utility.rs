@@ -29,10 +29,9 @@ pub enum Command {
     },
     DropExtension(Vec<String>),
     CreateExtension(String),
-    /// Of one who is no superuser, in a database with the extension: it makes others wait.
+    /// Of one who is no superuser, in a database with the extension: it makes others wait. LOCK comes a second time when it
+    /// is done: what it has reached cannot change any more.
     Occupy(Result<Occupied, All>),
-    /// The same after it: what LOCK has reached cannot change any more.
-    Occupied(Result<Occupied, All>),
 }
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
@@ -135,7 +134,7 @@ unsafe extern "C-unwind" fn after_locking(node: *mut pg_sys::Node) {
         return;
     }
     // SAFETY: the statement is the copy from before.
-    tell(&Command::Occupied(unsafe { occupied::of(node) }));
+    tell(&Command::Occupy(unsafe { occupied::of(node) }));
 }
 
 /// Whether the statement is worth the guard.
