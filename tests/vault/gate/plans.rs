@@ -1,7 +1,7 @@
 //! How the planner and executor may call the functions: parallel plans give right values, EXPLAIN opens nothing.
 
 use super::{state, text};
-use hyperion_vault_tests::{Client, Cluster, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, Vault, sqlstate};
 
 /// How many data keys have been looked up on this server: every opened version is one.
 fn lookups(client: &mut Client) -> i64 {
@@ -79,7 +79,63 @@ fn parallel_plans_and_explain() {
     app.batch_execute(&format!("SET {force} = off")).unwrap();
     assert_eq!(text(&mut app, "SELECT public.lies('p/1')"), "value 1");
 
+    writes_are_refused(&vault, &force);
     explain_opens_nothing(&mut app, &mut vault.ops());
+}
+
+/// Every function that writes, below one that claims to be safe: refused in the leader and in workers, before anything is
+/// written or the key service is asked.
+fn writes_are_refused(vault: &Vault<'_>, force: &str) {
+    let mut root = vault.root();
+    root.ask(
+        "CREATE FUNCTION lies_about(sql text) RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL SAFE AS 'BEGIN EXECUTE sql; END';
+         SELECT vault.create_secret('a/x', 'v', generator => '{}'); SELECT vault.create_secret_bytes('a/b', 'v');
+         SELECT vault.create_secret('a/deleted', 'v'); SELECT vault.delete_secret('a/deleted', '1 day'); SELECT vault.create_role('r')",
+    );
+    let state_of = "SELECT md5(string_agg(s::text, ',' ORDER BY id)), (SELECT count(*) FROM vault.secret_versions),
+        (SELECT count(*) FROM vault.roles), (SELECT count(*) FROM vault.tokens), (SELECT count(*) FROM vault.role_bindings),
+        vault.status() -> 'kms' ->> 'calls' FROM vault.secrets s";
+    let before = root.ask(state_of);
+    for (workers, place) in [("0", "EXECUTE"), ("8", "parallel worker")] {
+        let mut client = vault.root();
+        client.ask(&format!("SET {force} = on; SET max_parallel_workers = {workers}"));
+        for call in [
+            "create_secret('a/new', 'v')",
+            "create_secret_bytes('a/new', 'v')",
+            "put_secret('a/x', 'w')",
+            "put_secret('a/new', 'w')",
+            "put_secret_bytes('a/b', 'w')",
+            "update_secret('a/x', description => 'd')",
+            "rotate_secret('a/x')",
+            "roll_back_secret('a/x', 1)",
+            "rename_secret('a/x', 'a/y')",
+            "delete_secret('a/x')",
+            "restore_secret('a/deleted')",
+            "destroy_secret('a/x')",
+            "import_sealed('{}')",
+            "create_role('s')",
+            "set_role_permissions('r', '[]')",
+            "bind_role('r', 'app')",
+            "unbind_role('r', 'app')",
+            "drop_role('r')",
+            "create_token('t', 'r')",
+            "revoke_token('t')",
+            "rebind_roles()",
+        ] {
+            if root.ask(&format!(
+                "SELECT to_regproc('vault.{}') IS NULL",
+                call.split('(').next().unwrap_or_default()
+            )) == "t"
+            {
+                continue;
+            }
+            let sql = format!("SELECT public.lies_about($$SELECT vault.{call}$$)");
+            let refused = sqlstate!(client.try_ask(&sql), "25006", message: "during a parallel operation", hint: "PARALLEL UNSAFE");
+            let context = refused.where_().unwrap_or_default();
+            assert!(context.ends_with(place), "{call}: {context}");
+        }
+    }
+    assert_eq!(root.ask(state_of), before);
 }
 
 fn explain_opens_nothing(app: &mut Client, observer: &mut Client) {

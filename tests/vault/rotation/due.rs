@@ -22,6 +22,52 @@ fn what_was_due_together_is_not_due_together_again() {
     assert_eq!(root.ask(early), "40|t");
 }
 
+/// Values and words that the table keeps out of line, before and after a rotation.
+#[test]
+fn large_values_are_rotated_and_their_words_stay() {
+    let cluster = builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    // Hardly to be compressed.
+    root.ask(
+        "CREATE FUNCTION words(seed int, n int) RETURNS text LANGUAGE sql IMMUTABLE AS
+        $$ SELECT string_agg(md5(seed::text || i::text), ' ') FROM generate_series(1, n) i $$",
+    );
+    root.ask(
+        "SELECT vault.create_secret('s/' || i, kind => 'automatic', username => 'app', password => words(i, 1000), rotation_interval => '10 days',
+                  grace_period => '1 day', keep_versions => 9, generator => '{\"length\": 4096}', description => words(-i, 120),
+                  metadata => jsonb_build_object('a', words(100 + i, 200)))
+           FROM generate_series(1, 20) i",
+    );
+    let outside = "SELECT pg_relation_size(reltoastrelid) > 20 * 33000 FROM pg_class WHERE oid = 'vault.secrets'::regclass";
+    assert_eq!(root.ask(outside), "t");
+    let first = root.ask("SELECT vault.read_secret('s/7')");
+    for version in 2..6 {
+        make_due(&mut root, "1 second");
+        until_done(&mut root);
+        if version == 3 {
+            for table in ["secrets", "secret_versions"] {
+                root.ask(&format!("VACUUM FULL vault.{table}"));
+            }
+        }
+        let kept = format!(
+            "SELECT count(*) FROM generate_series(1, 20) i, vault.secrets s, vault.list_versions(s.name) v WHERE s.name = 's/' || i
+                AND s.version = {version} AND s.description = words(-i, 120) AND s.metadata ->> 'a' = words(100 + i, 200)"
+        );
+        assert_eq!(root.ask(&kept), (20 * version).to_string());
+        assert_eq!(root.ask("SELECT count(DISTINCT vault.read_secret(name)), min(length(vault.read_secret(name))) FROM vault.secrets"), "20|4096");
+        let firsts = "SELECT count(*) FROM generate_series(1, 20) i WHERE vault.read_secret('s/' || i, 1) = words(i, 1000)";
+        assert_eq!(root.ask(firsts), "20");
+    }
+    assert_eq!(root.ask("SELECT vault.read_secret('s/7', 1)"), first);
+    root.ask("CREATE SCHEMA checks; CREATE EXTENSION amcheck SCHEMA checks");
+    for table in ["secrets", "secret_versions"] {
+        let damage =
+            format!("SELECT * FROM checks.verify_heapam('vault.{table}'::regclass, check_toast => true)");
+        assert_eq!(root.ask(&damage), "");
+    }
+}
+
 #[test]
 fn what_is_due_is_rotated_once_and_told() {
     let cluster = builder().start();

@@ -151,11 +151,14 @@ fn what_bounds_a_scan() {
     locked_rows(&vault);
 }
 
-/// A collation in which other names are equal too bounds nothing, where the server has such collations.
+/// A collation in which other names are equal too bounds nothing. A server built without ICU has none of them.
 fn nondeterministic(root: &mut Client, app: &mut Client) {
     let made =
         "CREATE COLLATION public.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
-    if root.try_ask(made).is_err() {
+    if let Err(error) = root.try_ask(made) {
+        let said = error.as_db_error().expect("of the server").message();
+        assert_eq!(said, "ICU is not supported in this build");
+        println!("not tried: this server is built without ICU");
         return;
     }
     let sql = "SELECT name FROM vault.decrypted_secrets WHERE name = 'S/0001' COLLATE public.ci";

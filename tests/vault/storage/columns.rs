@@ -194,3 +194,56 @@ fn columns_that_need_a_value_are_refused() {
         "6"
     );
 }
+
+/// Rows of another kind of table are not touched, whoever made it and whatever it promises.
+#[test]
+fn tables_of_another_access_method_are_refused() {
+    let cluster = Cluster::builder().start();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask(
+        "SELECT vault.create_secret('a', 'one', generator => '{}'); SELECT vault.create_role('r');
+         CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler",
+    );
+    let mut old = vault.session("postgres");
+    let read = "SELECT vault.read_secret('a')";
+    assert_eq!(old.ask(read), "one");
+    for (table, calls) in [
+        (
+            "secrets",
+            &[
+                read,
+                "SELECT vault.create_secret('b', 'v')",
+                "SELECT vault.put_secret('a', 'v')",
+                "SELECT vault.verify('a', 'one')",
+                "SELECT vault.delete_secret('a')",
+                "SELECT * FROM vault.list_secrets()",
+                "SELECT * FROM vault.decrypted_secrets",
+                "SELECT vault.export_sealed()",
+            ][..],
+        ),
+        ("secret_versions", &["SELECT vault.put_secret('a', 'v')", "SELECT vault.read_secret('a', 7)"][..]),
+        ("vault_meta", &["SELECT vault.export_sealed()"][..]),
+        ("roles", &["SELECT vault.create_role('b')", "SELECT * FROM vault.list_roles()"][..]),
+        (
+            "role_permissions",
+            &["SELECT vault.set_role_permissions('r', '[{\"action\":\"read\",\"path\":\"y\"}]')"][..],
+        ),
+        ("role_bindings", &["SELECT vault.bind_role('r', 'app')"][..]),
+        ("tokens", &["SELECT vault.create_token('t', 'r')", "SELECT * FROM vault.list_tokens()"][..]),
+    ] {
+        root.ask(&format!("ALTER TABLE vault.{table} SET ACCESS METHOD other"));
+        for call in calls {
+            for client in [&mut old, &mut vault.root()] {
+                let message = format!("vault.{table}");
+                sqlstate!(client.try_ask(call), "55000", message: &message, hint: "SET ACCESS METHOD heap");
+            }
+        }
+        root.ask(&format!("ALTER TABLE vault.{table} SET ACCESS METHOD heap"));
+        assert_eq!(old.ask(read), "one", "mended as the hint says: {table}");
+    }
+    assert_eq!(
+        root.ask("SELECT vault.put_secret('a', 'two'); SELECT vault.read_secret('a', 2)").lines().last(),
+        Some("two")
+    );
+}

@@ -310,6 +310,85 @@ fn write_skew_is_refused() {
     }
 }
 
+/// What was not there when one looked, and what was not listed: whoever makes it has to give way, or the one who looked.
+#[test]
+fn what_was_looked_for_and_made_is_refused() {
+    let cluster = cluster();
+    let vault = cluster.vault();
+    let mut root = vault.root();
+    root.ask("SELECT vault.create_secret('q/' || i, 'v', grace_period => '1 day') FROM generate_series(1, 20) i; SELECT vault.create_role('q_1'); SELECT vault.create_role('q_2')");
+    let secret = "SELECT vault.create_secret('p/{}', 'v')";
+    let put = "SELECT vault.put_secret('p/{}', 'v')";
+    let role = "SELECT vault.create_role('p_{}')";
+    for (look, found, make, remove) in [
+        ("SELECT vault.read_secret('p/{}')", "P0002", secret, "SELECT vault.delete_secret('p/{}')"),
+        ("SELECT vault.verify('p/{}', 'v')", "P0002", put, "SELECT vault.delete_secret('p/{}')"),
+        ("SELECT name FROM vault.list_secrets('p/{}')", "", secret, "SELECT vault.delete_secret('p/{}')"),
+        ("SELECT name FROM vault.list_secrets('p/*')", "", put, "SELECT vault.delete_secret('p/{}')"),
+        ("SELECT name FROM vault.read_secrets('{p/{}}')", "", secret, "SELECT vault.delete_secret('p/{}')"),
+        (
+            "SELECT name FROM vault.decrypted_secrets WHERE name = 'p/{}'",
+            "",
+            secret,
+            "SELECT vault.delete_secret('p/{}')",
+        ),
+        (
+            "SELECT name FROM vault.decrypted_secrets WHERE name > 'p/' AND name < 'p0'",
+            "",
+            secret,
+            "SELECT vault.delete_secret('p/{}')",
+        ),
+        (
+            "SELECT name FROM vault.list_roles() WHERE name = 'p_{}'",
+            "",
+            role,
+            "SELECT vault.drop_role('p_{}')",
+        ),
+        (
+            "SELECT name FROM vault.list_tokens() WHERE name = 'p_{}'",
+            "",
+            "SELECT vault.create_token('p_{}', 'q_{}')",
+            "SELECT vault.revoke_token('p_{}')",
+        ),
+        (
+            "SELECT count(*) FROM vault.list_roles()",
+            "-",
+            "SELECT vault.bind_role('q_{}', 'app')",
+            "SELECT vault.unbind_role('q_{}', 'app')",
+        ),
+    ] {
+        let (mut first, mut second) = (vault.root(), vault.root());
+        for (client, of) in [(&mut first, "2"), (&mut second, "1")] {
+            client.ask("SET lock_timeout = '10s'; BEGIN ISOLATION LEVEL SERIALIZABLE; SAVEPOINT s");
+            let look = look.replace("{}", of);
+            match found {
+                "P0002" => assert_eq!(state(client, &look), "P0002", "{look}"),
+                "-" => _ = client.ask(&look),
+                _ => assert_eq!(client.ask(&look), found, "{look}"),
+            }
+            client.ask("ROLLBACK TO s");
+        }
+        let mut told = vec![];
+        for (client, of) in [(&mut first, "1"), (&mut second, "2")] {
+            told.push(state(client, &make.replace("{}", of)));
+        }
+        for client in [&mut first, &mut second] {
+            // A COMMIT of a failed transaction says nothing of it.
+            told.push(state(client, "COMMIT"));
+        }
+        let refused = told.iter().filter(|code| *code == "40001").count();
+        assert!(
+            refused >= 1 && told.iter().all(|code| ["00000", "40001"].contains(&code.as_str())),
+            "{look}; {make}: {told:?}"
+        );
+        let mut removed = 0;
+        for of in ["1", "2"] {
+            removed += u32::from(root.try_ask(&remove.replace("{}", of)).is_ok());
+        }
+        assert_eq!(removed, 1, "{look}; {make}: one of them is made");
+    }
+}
+
 /// A prepared transaction holds a name: whoever wants it waits for its end.
 #[test]
 fn a_prepared_transaction_holds_its_names() {
