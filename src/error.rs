@@ -97,6 +97,11 @@ impl VaultError {
         self
     }
 
+    /// Whether something stored cannot be authenticated.
+    pub fn is_corrupted(&self) -> bool {
+        self.kind == Kind::Corrupted
+    }
+
     pub fn is_not_found(&self) -> bool {
         self.kind == Kind::NotFound
     }

@@ -16,7 +16,7 @@ use crate::kms_client::{self, Generated, Wrapped};
 use crate::pg::heap::Write;
 use crate::pg::monotonic_ms;
 use crate::store::meta;
-use crate::store::secrets::{Fresh, Sealed, Stored};
+use crate::store::secrets::{self, Fresh, Sealed, Stored};
 use crate::store::versions::StoredKey;
 
 /// How often an operation starts over because others changed the same name meanwhile. Each round somebody else got
@@ -29,6 +29,28 @@ pub fn overtaken(name: &str) -> VaultError {
         format!("could not change secret \"{name}\" because of concurrent changes"),
     )
     .hint("Try again.")
+}
+
+/// Looks again if what `look` has found cannot be authenticated. A superseded version is found after its secret, under a
+/// later snapshot: a rename that commits between the two seals it again under another name, with which it opens. If the
+/// secret's own row was the same before and after a look (each rename and each new version seals it anew, so that no two
+/// are alike), nothing has moved, and the damage is real.
+pub fn unmoved<R>(name: &str, mut look: impl FnMut() -> Result<R>) -> Result<R> {
+    let row = || secrets::current(name).map(|found| found.map(|current| (current.secret, current.sealed)));
+    let mut before = None;
+    for _ in 0..ATTEMPTS {
+        match look() {
+            Err(error) if error.is_corrupted() => {
+                let after = Some(row()?);
+                if before == after {
+                    return Err(error);
+                }
+                before = after;
+            }
+            seen => return seen,
+        }
+    }
+    Err(overtaken(name))
 }
 
 thread_local! {

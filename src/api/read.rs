@@ -14,7 +14,7 @@ use pgrx::pg_sys::Datum;
 
 use super::gate::{self, no_secret};
 use super::hook;
-use super::keys::{self, ATTEMPTS, Opener, overtaken};
+use super::keys::{self, ATTEMPTS, Opener, overtaken, unmoved};
 use crate::audit;
 use crate::error::{Kind, Result, VaultError};
 use crate::pg::datum;
@@ -83,8 +83,21 @@ fn now() -> Timestamp {
     Timestamp(crate::pg::clock())
 }
 
-/// Finds a version and opens it with its key. If the key has to be fetched, finds the version again.
+/// Finds a version and opens it with its key.
 pub fn with_key<R>(
+    name: &str,
+    version: Option<i32>,
+    open: impl Fn(&Found<'_>, &Opener) -> Result<R>,
+) -> Result<R> {
+    match version {
+        // One row.
+        None => with_key_once(name, version, open),
+        Some(_) => unmoved(name, || with_key_once(name, version, &open)),
+    }
+}
+
+/// If the key has to be fetched, finds the version again.
+fn with_key_once<R>(
     name: &str,
     version: Option<i32>,
     open: impl Fn(&Found<'_>, &Opener) -> Result<R>,

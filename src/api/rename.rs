@@ -35,6 +35,7 @@ pub fn rename_secret(args: &Args) -> Result<Return> {
     if name == new_name {
         return Err(invalid("new_name is the name the secret has", "Pass another name."));
     }
+    let mut damage = None;
     for _ in 0..ATTEMPTS {
         let Some(current) = secrets::current(name)? else { return Err(missing(name)) };
         if let Some(taken) = secrets::state(new_name)? {
@@ -53,7 +54,15 @@ pub fn rename_secret(args: &Args) -> Result<Return> {
         if !unchanged(&locked, &openers)? {
             continue;
         }
-        return rename(&write, &locked, name, new_name, &openers).map(Return::Value);
+        // Other renames may have sealed the versions for another name and back meanwhile, see `unmoved`: all of them, so that
+        // nothing is written when the first one does not open.
+        match rename(&write, &locked, name, new_name, &openers) {
+            Err(error) if error.is_corrupted() => damage = Some(error),
+            renamed => return renamed.map(Return::Value),
+        }
+    }
+    if let Some(damage) = damage {
+        return Err(damage);
     }
     Err(overtaken(name))
 }

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::arguments::{self, Given};
 use super::gate;
-use super::keys::{ATTEMPTS, NewVersion, Opener, Value, overtaken};
+use super::keys::{ATTEMPTS, NewVersion, Opener, Value, overtaken, unmoved};
 use super::lifecycle::{purge, purge_next};
 use super::target::{self, Handed, Handing, Keys};
 use super::writing::{admitted, generated, invalid, missing};
@@ -108,7 +108,15 @@ impl Update<'_> {
     }
 
     fn attempt(&self) -> Result<Attempt> {
-        let Some(looked) = self.look(Keys::Asked)? else { return Ok(Attempt::Missing) };
+        let Some((looked, opened)) = unmoved(self.name, || self.look_and_open())? else {
+            return Ok(Attempt::Missing);
+        };
+        let new = if self.makes_version() { Some(NewVersion::prepare(looked.current.secret)?) } else { None };
+        self.write(looked, opened.as_ref(), new.as_ref())
+    }
+
+    fn look_and_open(&self) -> Result<Option<(Looked, Option<Plaintext>)>> {
+        let Some(looked) = self.look(Keys::Asked)? else { return Ok(None) };
         let opened = match &looked.source {
             None => None,
             Some(source) => {
@@ -119,14 +127,13 @@ impl Update<'_> {
                 Some(opener.open(self.name, &source.stored())?)
             }
         };
-        let new = if self.makes_version() { Some(NewVersion::prepare(looked.current.secret)?) } else { None };
-        self.write(looked, opened.as_ref(), new.as_ref())
+        Ok(Some((looked, opened)))
     }
 
     /// As [`run`](Self::run), with keys that were fetched before, and no others: the key service is not asked. None if they
     /// do not fit (any more), or there is no such secret.
     pub fn run_with(&self, new: &NewVersion, opener: Option<&(Id, Opener)>) -> Result<Option<Datum>> {
-        let Some(looked) = self.look(Keys::Held(opener))? else { return Ok(None) };
+        let Some(looked) = unmoved(self.name, || self.look(Keys::Held(opener)))? else { return Ok(None) };
         if looked.current.secret != new.secret {
             return Ok(None);
         }

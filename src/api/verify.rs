@@ -8,7 +8,7 @@ use hyperion_vault_core::policy::Action;
 use pgrx::pg_sys::Datum;
 
 use super::gate::{self, no_secret};
-use super::keys::{ATTEMPTS, Opener, overtaken};
+use super::keys::{ATTEMPTS, Opener, overtaken, unmoved};
 use super::read::{admitted, current, find};
 use crate::audit;
 use crate::error::Result;
@@ -32,7 +32,7 @@ fn compare(args: &Args, candidate: Option<&[u8]>) -> Result<Return> {
     let candidate = candidate.ok_or_else(|| gate::null("candidate"))?;
     let matched = match only_current(name, candidate)? {
         Some(matched) => matched,
-        None => among_live(name, candidate)?,
+        None => unmoved(name, || among_live(name, candidate))?,
     };
     audit::detail(if matched.is_some() { "match" } else { "no match" });
     if let Some(version) = matched {

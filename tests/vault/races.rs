@@ -5,6 +5,7 @@
 
 mod counter;
 mod overtaking;
+mod renames;
 mod savepoints;
 mod storm;
 
