@@ -3,6 +3,8 @@
 //! Client backends, main thread, primary or standby. The trap it avoids: an answer whose time tells which version
 //! matched, or how much of it.
 
+use std::cell::Cell;
+
 use hyperion_vault_core::envelope::{Format, constant_time_eq, decode_userpass};
 use hyperion_vault_core::policy::Action;
 use pgrx::pg_sys::Datum;
@@ -32,7 +34,16 @@ fn compare(args: &Args, candidate: Option<&[u8]>) -> Result<Return> {
     let candidate = candidate.ok_or_else(|| gate::null("candidate"))?;
     let matched = match only_current(name, candidate)? {
         Some(matched) => matched,
-        None => unmoved(name, || among_live(name, candidate))?,
+        None => {
+            // The current version alone is one row, in which nothing can have moved.
+            let several = Cell::new(false);
+            match among_live(name, candidate, &several) {
+                Err(error) if error.is_corrupted() && several.get() => {
+                    unmoved(name, || among_live(name, candidate, &several))?
+                }
+                compared => compared?,
+            }
+        }
     };
     audit::detail(if matched.is_some() { "match" } else { "no match" });
     if let Some(version) = matched {
@@ -68,10 +79,11 @@ fn matches(name: &str, version: &Stored<'_>, opener: &Opener, candidate: &[u8]) 
     })
 }
 
-/// Compares with every live version; returns the newest that matches.
-fn among_live(name: &str, candidate: &[u8]) -> Result<Option<i32>> {
+/// Compares with every live version; returns the newest that matches, and whether there were `several`.
+fn among_live(name: &str, candidate: &[u8], several: &Cell<bool>) -> Result<Option<i32>> {
     for _ in 0..ATTEMPTS {
         let live = live(name)?;
+        several.set(live.len() > 1);
         let mut fetched = false;
         let mut openers = Vec::with_capacity(live.len());
         for version in &live {
