@@ -1,7 +1,7 @@
 //! Whether tables and indexes are sound, by the server's own amcheck, and whether the server's log tells of anything that
 //! must not happen. Runs when the storm is over.
 
-use hyperion_vault_tests::{Ask, Cluster};
+use hyperion_vault_tests::{Ask, Cluster, LEAKS};
 
 /// The vault's tables and their TOAST tables, with their kind and the method of indexes. Not those that a REINDEX
 /// CONCURRENTLY that was killed has left invalid: the server reads none of them, and amcheck refuses them.
@@ -14,7 +14,7 @@ const RELATIONS: &str = "WITH t AS (SELECT c.oid, c.reltoastrelid FROM pg_class 
     ORDER BY 3, 1";
 
 /// Lines that a server writes only when something is broken.
-const BROKEN: [&str; 12] = [
+const BROKEN: [&str; 9] = [
     "PANIC:",
     "TRAP:",
     "was terminated by signal 6",
@@ -24,10 +24,6 @@ const BROKEN: [&str; 12] = [
     "unexpected chunk",
     "invalid page",
     "failed to re-find",
-    // Something that was not given back.
-    "reference leak",
-    "refcount leak",
-    "resource was not closed",
 ];
 
 pub fn sound(cluster: &Cluster) {
@@ -56,7 +52,7 @@ pub fn sound(cluster: &Cluster) {
     let log = cluster.log();
     let broken: Vec<_> = log
         .lines()
-        .filter(|line| BROKEN.iter().any(|sign| line.contains(sign)))
+        .filter(|line| BROKEN.iter().chain(&LEAKS).any(|sign| line.contains(sign)))
         // What a superuser's rewrite of a table may run into, see disturb.rs.
         .filter(|line| !(line.contains("missing chunk") && line.contains("client backend postgres@")))
         .collect();

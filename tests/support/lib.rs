@@ -41,7 +41,7 @@ pub use errors::{assert_contains, expect_disconnect, expect_error, lend};
 pub use libc::{
     SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2,
 };
-pub use log::LogMark;
+pub use log::{LEAKS, LogMark};
 pub use moto::{Moto, Refusal};
 pub use postgres::error::DbError;
 pub use postgres::{Client, NoTls};

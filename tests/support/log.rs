@@ -7,6 +7,9 @@ use crate::wait::wait_until;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How the server tells of something that was not given back, before 17 and since.
+pub const LEAKS: [&str; 3] = ["reference leak", "refcount leak", "resource was not closed"];
+
 /// A place in a cluster's log.
 #[derive(Clone, Copy, Debug)]
 pub struct LogMark(usize);

@@ -1,5 +1,5 @@
-//! A secret that is renamed all the time, with versions in grace: whoever finds the secret and then one of its versions may
-//! find that one sealed for another name. That is no damage, and nobody is told so.
+//! A secret that is renamed all the time, with versions in grace: a reader that finds the secret and then one of its
+//! versions may find that one sealed for another name. That is no damage, and nobody is told so.
 
 use super::{LIMIT, allowed};
 use hyperion_vault_tests::threads::clients_at_once;
@@ -7,7 +7,7 @@ use hyperion_vault_tests::{Ask, Cluster};
 use std::time::{Duration, Instant};
 
 /// The trap: a window of microseconds. Two sessions rename as fast as they can; without the second look, each kind of reader
-/// fails within a second.
+/// fails within seconds.
 #[test]
 fn a_rename_between_two_looks_is_no_damage() {
     let cluster = Cluster::builder().start();

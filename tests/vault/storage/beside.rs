@@ -2,7 +2,7 @@
 //! process.
 
 use super::{TABLES, builder, call_everything, give_work, make_manager, state, until_worked};
-use hyperion_vault_tests::{Ask, Client, Cluster, StopMode, sqlstate};
+use hyperion_vault_tests::{Ask, Client, Cluster, LEAKS, StopMode, sqlstate};
 use std::collections::BTreeSet;
 
 /// Every B-tree index of the vault against its table, and every table and TOAST table, by the server's amcheck.
@@ -33,9 +33,6 @@ const INDEXES: &str = "CREATE UNIQUE INDEX x_unique ON vault.secrets (version_id
     CREATE INDEX x_roles ON vault.roles (lower(name)); CREATE INDEX x_rules ON vault.role_permissions (action);
     CREATE INDEX x_bindings ON vault.role_bindings (pg_role_oid); CREATE INDEX x_tokens ON vault.tokens (created_at);
     CREATE INDEX x_log ON vault.audit_log (subject, at)";
-
-/// How the server tells of something that was not given back, before 17 and since.
-const LEAKS: [&str; 3] = ["reference leak", "refcount leak", "resource was not closed"];
 
 #[test]
 fn indexes_of_others_are_kept_right() {

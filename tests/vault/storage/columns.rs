@@ -195,7 +195,7 @@ fn columns_that_need_a_value_are_refused() {
     );
 }
 
-/// Rows of another kind of table are not touched, whoever made it and whatever it promises.
+/// Rows of another kind of table are not touched, whatever that kind promises.
 #[test]
 fn tables_of_another_access_method_are_refused() {
     let cluster = Cluster::builder().start();

@@ -316,7 +316,8 @@ fn seed(root: &mut Client) {
     give_work(root, "w");
 }
 
-fn column(root: &mut Client, table: &str) -> String {
+/// The first column of a table of the vault.
+pub(super) fn column(root: &mut Client, table: &str) -> String {
     root.ask(&format!(
         "SELECT attname FROM pg_attribute WHERE attrelid = 'vault.{table}'::regclass AND attnum = 1"
     ))

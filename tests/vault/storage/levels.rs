@@ -275,6 +275,25 @@ fn waits_end_as_everywhere() {
     assert_eq!(root.ask("SELECT vault.read_secret('a')"), "held");
 }
 
+/// Each session, in a transaction that has read, makes its statement; then both commit. One of them at least is refused, and
+/// nobody is told anything else.
+#[track_caller]
+fn one_gives_way(mut sessions: [(&mut Client, String); 2], what: &str) {
+    let mut told = vec![];
+    for (client, write) in &mut sessions {
+        told.push(state(client, write));
+    }
+    for (client, _) in &mut sessions {
+        // A COMMIT of a failed transaction says nothing of it.
+        told.push(state(client, "COMMIT"));
+    }
+    let refused = told.iter().filter(|code| *code == "40001").count();
+    assert!(
+        refused >= 1 && told.iter().all(|code| ["00000", "40001"].contains(&code.as_str())),
+        "{what}: {told:?}"
+    );
+}
+
 /// Each reads what the other writes: one of the two has to give way, in whichever order they end.
 #[test]
 fn write_skew_is_refused() {
@@ -293,24 +312,14 @@ fn write_skew_is_refused() {
             client.ask("BEGIN ISOLATION LEVEL SERIALIZABLE");
             client.ask(&format!("SELECT {read}('{of}'{argument})"));
         }
-        let mut told = vec![];
-        for (client, of) in [(&mut first, "a"), (&mut second, "b")] {
-            told.push(state(client, &format!("SELECT {write}('{of}', 'off')")));
-        }
-        for client in [&mut first, &mut second] {
-            told.push(state(client, "COMMIT"));
-        }
-        let refused = told.iter().filter(|code| *code == "40001").count();
-        assert!(
-            refused >= 1 && told.iter().all(|code| ["00000", "40001"].contains(&code.as_str())),
-            "{read}: {told:?}"
-        );
+        let off = |of: &str| format!("SELECT {write}('{of}', 'off')");
+        one_gives_way([(&mut first, off("a")), (&mut second, off("b"))], read);
         let left = root.ask("SELECT vault.read_secret('a') || vault.read_secret('b')");
         assert_ne!(left, "offoff", "{read}: both went off");
     }
 }
 
-/// What was not there when one looked, and what was not listed: whoever makes it has to give way, or the one who looked.
+/// What was not there when one looked, and what was not listed: the session that makes it has to give way, or the one that looked.
 #[test]
 fn what_was_looked_for_and_made_is_refused() {
     let cluster = cluster();
@@ -319,25 +328,16 @@ fn what_was_looked_for_and_made_is_refused() {
     root.ask("SELECT vault.create_secret('q/' || i, 'v', grace_period => '1 day') FROM generate_series(1, 20) i; SELECT vault.create_role('q_1'); SELECT vault.create_role('q_2')");
     let secret = "SELECT vault.create_secret('p/{}', 'v')";
     let put = "SELECT vault.put_secret('p/{}', 'v')";
+    let delete = "SELECT vault.delete_secret('p/{}')";
     let role = "SELECT vault.create_role('p_{}')";
     for (look, found, make, remove) in [
-        ("SELECT vault.read_secret('p/{}')", "P0002", secret, "SELECT vault.delete_secret('p/{}')"),
-        ("SELECT vault.verify('p/{}', 'v')", "P0002", put, "SELECT vault.delete_secret('p/{}')"),
-        ("SELECT name FROM vault.list_secrets('p/{}')", "", secret, "SELECT vault.delete_secret('p/{}')"),
-        ("SELECT name FROM vault.list_secrets('p/*')", "", put, "SELECT vault.delete_secret('p/{}')"),
-        ("SELECT name FROM vault.read_secrets('{p/{}}')", "", secret, "SELECT vault.delete_secret('p/{}')"),
-        (
-            "SELECT name FROM vault.decrypted_secrets WHERE name = 'p/{}'",
-            "",
-            secret,
-            "SELECT vault.delete_secret('p/{}')",
-        ),
-        (
-            "SELECT name FROM vault.decrypted_secrets WHERE name > 'p/' AND name < 'p0'",
-            "",
-            secret,
-            "SELECT vault.delete_secret('p/{}')",
-        ),
+        ("SELECT vault.read_secret('p/{}')", "P0002", secret, delete),
+        ("SELECT vault.verify('p/{}', 'v')", "P0002", put, delete),
+        ("SELECT name FROM vault.list_secrets('p/{}')", "", secret, delete),
+        ("SELECT name FROM vault.list_secrets('p/*')", "", put, delete),
+        ("SELECT name FROM vault.read_secrets('{p/{}}')", "", secret, delete),
+        ("SELECT name FROM vault.decrypted_secrets WHERE name = 'p/{}'", "", secret, delete),
+        ("SELECT name FROM vault.decrypted_secrets WHERE name > 'p/' AND name < 'p0'", "", secret, delete),
         (
             "SELECT name FROM vault.list_roles() WHERE name = 'p_{}'",
             "",
@@ -368,19 +368,8 @@ fn what_was_looked_for_and_made_is_refused() {
             }
             client.ask("ROLLBACK TO s");
         }
-        let mut told = vec![];
-        for (client, of) in [(&mut first, "1"), (&mut second, "2")] {
-            told.push(state(client, &make.replace("{}", of)));
-        }
-        for client in [&mut first, &mut second] {
-            // A COMMIT of a failed transaction says nothing of it.
-            told.push(state(client, "COMMIT"));
-        }
-        let refused = told.iter().filter(|code| *code == "40001").count();
-        assert!(
-            refused >= 1 && told.iter().all(|code| ["00000", "40001"].contains(&code.as_str())),
-            "{look}; {make}: {told:?}"
-        );
+        let made = |of: &str| make.replace("{}", of);
+        one_gives_way([(&mut first, made("1")), (&mut second, made("2"))], &format!("{look}; {make}"));
         let mut removed = 0;
         for of in ["1", "2"] {
             removed += u32::from(root.try_ask(&remove.replace("{}", of)).is_ok());

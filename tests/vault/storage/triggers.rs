@@ -1,6 +1,7 @@
 //! Triggers with a stranger's code, of every kind and of every name on every table: a stray TRIGGER privilege does not make
 //! one, and if a superuser did, no operation runs it.
 
+use super::hostile_kinds::column;
 use super::{
     TABLES, builder, call_everything, call_everything_in_a_transaction, give_work, make_manager, until_worked,
 };
@@ -91,7 +92,7 @@ fn no_operation_runs_a_strangers_trigger() {
 
     // The control: they are triggers, and a superuser's own statement runs them.
     for table in TABLES {
-        let column = root.ask(&format!("SELECT attname FROM pg_attribute WHERE attrelid = 'vault.{table}'::regclass AND attnum > 0 LIMIT 1"));
+        let column = column(&mut root, table);
         root.ask(&format!(
             "ALTER SEQUENCE mine.canary RESTART; UPDATE vault.{table} SET {column} = {column} WHERE false"
         ));
